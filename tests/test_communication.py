@@ -1,0 +1,261 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from torchrl_bicnet import (
+    AttentionCommunication,
+    MeanCommunication,
+    NoCommunication,
+    RecurrentCommunication,
+)
+
+CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+FEATURES, HIDDEN = 5, 6
+
+# Every layer kind, by a constructor from (in_features, dtype).
+LAYERS = {
+    "lstm": lambda dtype: RecurrentCommunication(FEATURES, HIDDEN, dtype=dtype),
+    "gru_2_layers": lambda dtype: RecurrentCommunication(FEATURES, HIDDEN, cell="gru", num_layers=2, dtype=dtype),
+    "rnn_forward": lambda dtype: RecurrentCommunication(FEATURES, HIDDEN, cell="rnn", bidirectional=False, dtype=dtype),
+    "lstm_no_bias": lambda dtype: RecurrentCommunication(FEATURES, HIDDEN, bias=False, dtype=dtype),
+    "mean": lambda dtype: MeanCommunication(FEATURES, 2 * HIDDEN, dtype=dtype),
+    "attention": lambda dtype: AttentionCommunication(FEATURES, 2 * HIDDEN, num_heads=3, dtype=dtype),
+    "none": lambda dtype: NoCommunication(FEATURES),
+}
+layers = pytest.mark.parametrize("kind", LAYERS)
+
+
+def make(kind, dtype=torch.float64):
+    torch.manual_seed(0)
+    return LAYERS[kind](dtype)
+
+
+class TestRecurrentCommunication:
+    @pytest.mark.parametrize("cell", CELLS)
+    @pytest.mark.parametrize("num_layers", [1, 2, 3])
+    @pytest.mark.parametrize("bidirectional", [True, False])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_fused_loop_and_torch_agree(self, cell, num_layers, bidirectional, bias):
+        torch.manual_seed(0)
+        options = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "dtype": torch.float64}
+        reference = CELLS[cell](FEATURES, HIDDEN, batch_first=True, **options)
+        x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
+        probe = torch.randn(3, 4, HIDDEN * (1 + bidirectional), dtype=torch.float64)
+
+        def value_and_gradients(module):
+            leaf = x.clone().requires_grad_()
+            out = module(leaf)
+            out = out[0] if isinstance(out, tuple) else out
+            (out * probe).sum().backward()
+            return out.detach(), [leaf.grad, *[p.grad for p in module.parameters()]]
+
+        expected, expected_gradients = value_and_gradients(reference)
+        for implementation in ("fused", "loop", "auto"):
+            layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, implementation=implementation, **options)
+            layer.load_state_dict(reference.state_dict())
+            assert layer.out_features == expected.shape[-1]
+            value, gradients = value_and_gradients(layer)
+            assert (value - expected).abs().max() < 1e-10
+            for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+                assert (gradient - expected_gradient).abs().max() < 1e-8
+
+    @pytest.mark.parametrize("cell", CELLS)
+    def test_state_dicts_load_both_ways(self, cell):
+        layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, num_layers=2)
+        reference = CELLS[cell](FEATURES, HIDDEN, num_layers=2, bidirectional=True, batch_first=True)
+        reference.load_state_dict(layer.state_dict())
+        x = torch.randn(2, 3, FEATURES)
+        torch.testing.assert_close(layer(x), reference(x)[0])
+
+    @pytest.mark.parametrize("cell", CELLS)
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_double_backward_of_the_loop(self, cell, masked):
+        torch.manual_seed(0)
+        layer = RecurrentCommunication(2, 2, cell=cell, implementation="loop", dtype=torch.float64)
+        x = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+        mask = torch.tensor([[True, False, True], [False, True, True]]) if masked else None
+        parameters = list(layer.parameters())
+        names = [name for name, _ in layer.named_parameters()]
+
+        def function(x, *parameters):
+            arguments = (x,) if mask is None else (x, mask)
+            return torch.func.functional_call(layer, dict(zip(names, parameters)), arguments)
+
+        assert torch.autograd.gradcheck(function, (x, *parameters))
+        assert torch.autograd.gradgradcheck(function, (x, *parameters))
+
+    @pytest.mark.parametrize("cell", CELLS)
+    @pytest.mark.parametrize("implementation", ["auto", "loop"])
+    @pytest.mark.parametrize("batched_input", [True, False])
+    def test_vmap_over_parameters(self, cell, implementation, batched_input):
+        twins = [RecurrentCommunication(FEATURES, HIDDEN, cell=cell, implementation=implementation) for _ in range(3)]
+        parameters, _ = torch.func.stack_module_state(twins)
+        x = torch.randn(3, 2, 4, FEATURES) if batched_input else torch.randn(2, 4, FEATURES)
+
+        def call(parameters, x):
+            return torch.func.functional_call(twins[0], parameters, (x,))
+
+        out = torch.vmap(call, in_dims=(0, 0 if batched_input else None))(parameters, x)
+        for i, twin in enumerate(twins):
+            torch.testing.assert_close(out[i], twin(x[i] if batched_input else x))
+
+    @pytest.mark.parametrize("cell", CELLS)
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_compiles_in_one_graph(self, cell, masked):
+        torch.compiler.reset()
+        layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, num_layers=2)
+        x = torch.randn(2, 3, FEATURES)
+        mask = torch.tensor([[True, False, True], [True, True, True]]) if masked else None
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, mask), layer(x, mask))
+
+    def test_reversing_agents_and_directions_reverses_the_output(self):
+        layer, swapped = make("lstm"), make("lstm")
+        weights = layer.state_dict()
+        swapped.load_state_dict(
+            {
+                name: weights[name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"]
+                for name in weights
+            }
+        )
+        x = torch.randn(2, 5, FEATURES, dtype=torch.float64)
+        forward, backward = layer(x).chunk(2, -1)
+        torch.testing.assert_close(swapped(x.flip(-2)).flip(-2), torch.cat([backward, forward], -1))
+
+    def test_misuse(self):
+        with pytest.raises(ValueError, match=r"cell must be one of .* found 'transformer'"):
+            RecurrentCommunication(2, 2, cell="transformer")
+        with pytest.raises(ValueError, match=r"implementation must be one of .* found 'fast'"):
+            RecurrentCommunication(2, 2, implementation="fast")
+        with pytest.raises(ValueError, match="cannot skip absent agents"):
+            RecurrentCommunication(2, 2, implementation="fused")(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
+
+    @pytest.mark.parametrize("cell", CELLS)
+    def test_runs_in_bfloat16_autocast(self, cell):
+        layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, implementation="loop")
+        x = torch.randn(2, 3, FEATURES)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        torch.testing.assert_close(out.float(), layer(x), atol=0.03, rtol=0.03)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("cell", CELLS)
+    def test_implementations_agree_on_cuda_in_train_and_eval_mode(self, cell):
+        layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, device="cuda", dtype=torch.float64)
+        x = torch.randn(3, 4, FEATURES, device="cuda", dtype=torch.float64)
+        gradients = {}
+        for implementation, training in itertools.product(("auto", "loop"), (True, False)):
+            layer.implementation = implementation
+            leaf = x.clone().requires_grad_()
+            layer.train(training)(leaf).square().sum().backward()
+            gradients[implementation, training] = leaf.grad
+        for gradient in gradients.values():
+            torch.testing.assert_close(gradient, gradients["loop", True])
+
+
+@layers
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
+def test_any_batch_shape(kind, batch):
+    layer = make(kind)
+    x = torch.randn(*batch, 4, FEATURES, dtype=torch.float64)
+    out = layer(x)
+    assert out.shape == (*batch, 4, layer.out_features)
+    if batch == (2, 3):
+        torch.testing.assert_close(out[1, 2], layer(x[1, 2]))
+
+
+@layers
+def test_a_masked_team_is_the_team_without_the_absent(kind):
+    layer = make(kind)
+    # Every mask of 4 agents, nobody and everybody included, one per row.
+    mask = torch.tensor(list(itertools.product([True, False], repeat=4)))
+    x = torch.randn(16, 4, FEATURES, dtype=torch.float64)
+    garbage = torch.where(torch.rand(x.shape) < 0.5, torch.nan, torch.inf).double()
+    x = torch.where(mask.unsqueeze(-1), x, garbage).requires_grad_()
+    probe = torch.randn(16, 4, layer.out_features, dtype=torch.float64)
+
+    out = layer(x, mask)
+    (out * probe).sum().backward()
+    masked_gradients = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+
+    assert (out[~mask] == 0).all()
+    assert (x.grad[~mask] == 0).all()
+    for row in range(15):
+        team = x.detach()[row, mask[row]].requires_grad_()
+        alone = layer(team)
+        torch.testing.assert_close(out[row, mask[row]], alone)
+        (alone * probe[row, mask[row]]).sum().backward()
+        torch.testing.assert_close(x.grad[row, mask[row]], team.grad)
+    for masked, parameter in zip(masked_gradients, layer.parameters()):
+        torch.testing.assert_close(masked, parameter.grad)
+    assert mask[15].sum() == 0
+    assert out[15].abs().sum() == 0
+
+
+@layers
+def test_everybody_present_is_no_mask(kind):
+    layer = make(kind)
+    x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, torch.ones(3, 4, dtype=torch.bool)), layer(x))
+
+
+@layers
+def test_who_hears_whom(kind):
+    layer = make(kind)
+    x = torch.randn(4, FEATURES, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(layer, x)  # (N, out, N, in)
+    influence = jacobian.abs().sum((1, 3)) > 1e-12
+    expected = torch.ones(4, 4, dtype=torch.bool)
+    if kind == "rnn_forward":
+        expected = expected.tril()
+    elif kind == "none":
+        expected = torch.eye(4, dtype=torch.bool)
+    assert torch.equal(influence, expected)
+
+
+@layers
+@pytest.mark.parametrize("n_agents", [1, 3, 5, 64])
+def test_the_same_weights_run_on_any_number_of_agents(kind, n_agents):
+    layer = make(kind)
+    assert layer(torch.randn(2, n_agents, FEATURES, dtype=torch.float64)).shape == (2, n_agents, layer.out_features)
+
+
+def test_mean_is_that_of_the_others_by_hand():
+    layer = MeanCommunication(1, 1)
+    with torch.no_grad():
+        for parameter, value in zip(layer.parameters(), (2.0, 0.5, 10.0)):  # own weight, own bias, others' weight
+            parameter.fill_(value)
+    x = torch.tensor([[1.0], [2.0], [6.0]])
+    # 2 x + 0.5 + 10 * (4, 3.5, 1.5)
+    torch.testing.assert_close(layer(x), torch.tensor([[42.5], [39.5], [27.5]]))
+
+
+def test_equal_observations_are_told_apart_by_recurrence_only():
+    x = torch.ones(3, FEATURES, dtype=torch.float64)
+    assert make("lstm")(x).unique(dim=0).shape[0] == 3
+    for kind in ("mean", "attention"):
+        out = make(kind)(x)
+        torch.testing.assert_close(out, out[:1].expand_as(out))
+
+
+@layers
+def test_misuse_names_what_was_found_and_expected(kind):
+    layer = make(kind)
+    x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"\(\*B, N, {FEATURES}\) with the agents on dimension -2, found \(3, 5, 4\)"):
+        layer(x.mT)
+    with pytest.raises(ValueError, match="dimension -2, found"):
+        layer(x[0, 0])
+    with pytest.raises(TypeError, match=r"must be boolean .* found torch.float32"):
+        layer(x, torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"shape \(3, 4\) .* found \(4,\)"):
+        layer(x, torch.ones(4, dtype=torch.bool))
+
+
+def test_attention_heads_must_divide_the_output():
+    with pytest.raises(ValueError, match="multiple of num_heads, found 6 and 4"):
+        AttentionCommunication(3, 6)

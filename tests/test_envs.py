@@ -1,0 +1,234 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+import vmas
+from torchrl.envs.utils import check_env_specs
+from vmas.simulator.core import Agent, World
+from vmas.simulator.scenario import BaseScenario
+from vmas.simulator.utils import ScenarioUtils
+
+from torchrl_bicnet import make_vmas_env
+
+SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])
+
+
+class Countdown(BaseScenario):
+    """An agent that goes nowhere; environment i terminates after i + 1 steps. The reward is 1."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        ScenarioUtils.check_kwargs_consumed(kwargs)
+        world = World(batch_dim, device)
+        world.add_agent(Agent("agent_0"))
+        world.add_agent(Agent("agent_1"))
+        self.left = torch.zeros(batch_dim, device=device)
+        return world
+
+    def reset_world_at(self, env_index=None):
+        limits = torch.arange(1, self.world.batch_dim + 1, device=self.world.device).float()
+        if env_index is None:
+            self.left = limits
+        else:
+            self.left[env_index] = limits[env_index]
+
+    def post_step(self):
+        self.left = self.left - 1
+
+    def observation(self, agent):
+        return self.left.unsqueeze(-1)
+
+    def reward(self, agent):
+        return torch.ones_like(self.left)
+
+    def done(self):
+        return self.left <= 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # VMAS's own
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_passes_torchrls_checks(scenario):
+    env = make_vmas_env(scenario, 2, max_steps=3, seed=0)
+    check_env_specs(env)
+    td = env.rollout(4, break_when_any_done=False)
+    for group in env.group_map:
+        shape = td["next", group, "reward"].shape
+        for name in ("done", "terminated", "truncated", "episode_reward"):
+            assert td["next", group, name].shape == shape
+            assert td[group, name].shape == shape
+            if name != "episode_reward":
+                assert (td["next", group, name] == td["next", name].unsqueeze(-2)).all()
+
+
+@pytest.mark.parametrize("max_steps", [3, None])
+def test_time_limits_are_truncated_and_terminations_terminated(max_steps):
+    env = make_vmas_env(Countdown(), 5, max_steps=max_steps)
+    td = env.rollout(6, break_when_any_done=False)["next"]
+    done, terminated, truncated = (td[name].squeeze(-1) for name in ("done", "terminated", "truncated"))
+    # Environment i terminates at every (i + 1)-th step, unless the limit comes first.
+    for i in range(5):
+        for t in range(1, 7):
+            period = i + 1 if max_steps is None else min(i + 1, max_steps)
+            ends = t % period == 0
+            assert done[i, t - 1] == ends
+            assert terminated[i, t - 1] == (ends and period == i + 1)
+            assert truncated[i, t - 1] == (ends and period == max_steps)
+
+
+def test_the_episode_return_restarts_with_the_episode():
+    td = make_vmas_env(Countdown(), 3, max_steps=2).rollout(4, break_when_any_done=False)["next"]
+    returns = td["agents", "episode_reward"][..., 0]  # (num_envs, T, N)
+    assert returns[0, :, 0].tolist() == [1, 1, 1, 1]
+    assert returns[2, :, 1].tolist() == [1, 2, 1, 2]
+
+
+class TestRandomStreams:
+    @staticmethod
+    def global_states():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+    @staticmethod
+    def play(env, steps=3):
+        """Start states after resets, partial ones too, for actions that are drawn from nowhere."""
+        td = env.reset()
+        observations = [td["agents", "observation"]]
+        for _ in range(steps):
+            td["agents", "action"] = (
+                torch.zeros_like(td["agents", "action"])
+                if "action" in td["agents"]
+                else (env.full_action_spec["agents", "action"].zero())
+            )
+            td = env.step(td)["next"]
+            reset = torch.tensor([[True], [False], [True], [False]])
+            td = env.reset(td.select("agents", "step_count").set("_reset", reset))
+            observations.append(td["agents", "observation"])
+        return torch.stack(observations)
+
+    def test_building_seeding_resetting_and_stepping_leave_the_global_generators_alone(self):
+        torch.manual_seed(5)
+        np.random.seed(6)
+        random.seed(7)
+        before = self.global_states()
+        env = make_vmas_env("navigation", 4, seed=0)
+        env.set_seed(1)
+        self.play(env)
+        assert self.global_states() == before
+
+    def test_the_global_generators_do_not_matter(self):
+        plays = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            plays.append(self.play(make_vmas_env("navigation", 4, seed=3)))
+        assert torch.equal(*plays)
+        assert not torch.equal(plays[0], self.play(make_vmas_env("navigation", 4, seed=4)))
+
+    def test_another_environment_does_not_matter(self):
+        alone = self.play(make_vmas_env("navigation", 4, seed=3), steps=6)
+        env = make_vmas_env("navigation", 4, seed=3)
+        first = env.reset()["agents", "observation"]
+        assert torch.equal(first, alone[0])
+        env = make_vmas_env("navigation", 4, seed=3)
+        other = make_vmas_env("navigation", 4, seed=3)
+        stock = vmas.make_env("navigation", 4)
+        td = env.reset()
+        for step in range(6):
+            other.set_seed(step)
+            other.rollout(2)
+            stock.reset()
+            td = env.step(td.set(("agents", "action"), env.full_action_spec["agents", "action"].zero()))["next"]
+            reset = torch.tensor([[True], [False], [True], [False]])
+            td = env.reset(td.select("agents", "step_count").set("_reset", reset))
+            assert torch.equal(td["agents", "observation"], alone[step + 1])
+
+    def test_vmas_shared_stream_is_left_alone(self):
+        def stock_start():
+            stock = vmas.make_env("navigation", 4, seed=11)
+            yield stock.reset()
+            yield stock.reset()
+
+        expected = list(stock_start())
+        interrupted = stock_start()
+        found = [next(interrupted)]
+        self.play(make_vmas_env("navigation", 4, seed=11))
+        found.append(next(interrupted))
+        for a, b in zip(expected, found):
+            assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+    def test_seeding_replays(self):
+        env = make_vmas_env("navigation", 4, seed=3)
+        first = self.play(env)
+        assert not torch.equal(self.play(env), first)
+        env.set_seed(3)
+        again = self.play(env)
+        env.set_seed(3)
+        assert torch.equal(self.play(env), again)
+
+    def test_without_a_seed_environments_differ(self):
+        assert not torch.equal(self.play(make_vmas_env("navigation", 4)), self.play(make_vmas_env("navigation", 4)))
+
+    def test_an_error_inside_vmas_leaves_the_global_generators_alone(self):
+        env = make_vmas_env("navigation", 4, seed=3)
+        td = env.reset()
+        before = self.global_states()
+        td["agents", "action"] = torch.full((4, 4, 2), 99.0)  # out of bounds
+        with pytest.raises(AssertionError, match="out of its range"):
+            env.step(td)
+        assert self.global_states() == before
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_the_cuda_generator_is_left_alone(self):
+        torch.cuda.manual_seed(5)
+        before = torch.cuda.get_rng_state()
+        plays = []
+        for _ in range(2):
+            env = make_vmas_env("navigation", 4, seed=3, device="cuda")
+            td = env.reset()
+            plays.append(td["agents", "observation"])
+            torch.rand(3, device="cuda")
+            torch.cuda.set_rng_state(before)
+        env.rollout(3)
+        env.set_seed(0)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+        assert torch.equal(*plays)
+
+
+def test_outputs_are_those_of_vmas():
+    """Same seed, same actions: VMAS's own observations and rewards, to the bit."""
+    env = make_vmas_env("navigation", 4, seed=3, n_agents=3)
+    stock = vmas.make_env("navigation", 4, seed=3, n_agents=3)
+    env.set_seed(8)
+    stock.seed(8)
+    td, observations = env.reset(), stock.reset()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        assert torch.equal(td["agents", "observation"], torch.stack(observations, 1))
+        action = torch.rand(4, 3, 2, generator=generator) * 2 - 1
+        td = env.step(td.set(("agents", "action"), action))["next"]
+        observations, rewards, dones, _ = stock.step(list(action.unbind(1)))
+        assert torch.equal(td["agents", "reward"].squeeze(-1), torch.stack(rewards, 1))
+        assert torch.equal(td["terminated"].squeeze(-1), dones)
+
+
+def test_group_map():
+    env = make_vmas_env("navigation", 2, n_agents=3, group_map={"two": ["agent_0", "agent_2"], "one": ["agent_1"]})
+    td = env.rollout(2)
+    assert td["two", "observation"].shape == (2, 2, 2, 18)
+    assert td["next", "one", "truncated"].shape == (2, 2, 1, 1)
+
+
+def test_misuse_names_what_was_found_and_expected():
+    with pytest.raises(ValueError, match=r"Unknown VMAS scenario 'navigatoin'; VMAS has .*navigation"):
+        make_vmas_env("navigatoin", 2)
+    with pytest.raises(TypeError, match=r"'navigation' has no option n_agent; it has .*n_agents"):
+        make_vmas_env("navigation", 2, n_agent=3)
+    with pytest.raises(TypeError, match="has no option dict_spaces; it has"):
+        make_vmas_env("navigation", 2, dict_spaces=True)
+    with pytest.raises(TypeError, match="'Countdown' has no option n_agents; it has none"):
+        make_vmas_env(Countdown(), 2, n_agents=3)
+    with pytest.raises(ValueError, match="num_envs must be at least 1, found 0"):
+        make_vmas_env("navigation", 0)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, found 0"):
+        make_vmas_env("navigation", 2, max_steps=0)

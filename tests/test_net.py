@@ -1,0 +1,171 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torchrl.modules import MLP
+
+from torchrl_bicnet import BiCNet, NoCommunication, RecurrentCommunication
+
+NAMES = ("lstm", "gru", "rnn", "mean", "attention", "none")
+communications = pytest.mark.parametrize("communication", NAMES)
+
+
+def make(communication="lstm", **options):
+    torch.manual_seed(0)
+    return BiCNet(5, 2, **{"communication": communication, "hidden_size": 8, "num_cells": (12,), **options}).double()
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@communications
+def test_a_masked_team_is_the_team_without_the_absent(communication):
+    net = make(communication)
+    mask = torch.tensor(list(itertools.product([True, False], repeat=3)))
+    x = torch.randn(8, 3, 5, dtype=torch.float64)
+    x = torch.where(mask.unsqueeze(-1), x, torch.nan).requires_grad_()
+    out = net(x, mask=mask)
+    out.sum().backward()
+    masked_gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    assert (out[~mask] == 0).all()
+    assert (x.grad[~mask] == 0).all()
+    for row in range(8):
+        team = x.detach()[row, mask[row]]
+        if len(team):
+            torch.testing.assert_close(out[row, mask[row]], net(team))
+            net(team).sum().backward()
+    for masked, parameter in zip(masked_gradients, net.parameters()):
+        torch.testing.assert_close(masked, parameter.grad)
+
+
+@communications
+def test_who_hears_whom(communication):
+    x = torch.randn(4, 5, dtype=torch.float64)
+    influence = torch.autograd.functional.jacobian(make(communication), x).abs().sum((1, 3)) > 1e-12
+    assert torch.equal(influence, torch.eye(4, dtype=torch.bool) if communication == "none" else torch.ones(4, 4) > 0)
+
+
+def test_one_direction_is_triangular():
+    net = make(RecurrentCommunication(12, 8, bidirectional=False))
+    x = torch.randn(4, 5, dtype=torch.float64)
+    influence = torch.autograd.functional.jacobian(net, x).abs().sum((1, 3)) > 1e-12
+    assert torch.equal(influence, torch.ones(4, 4).tril() > 0)
+
+
+@communications
+def test_parameters_do_not_depend_on_the_number_of_agents(communication):
+    net = make(communication)
+    for n_agents in (1, 3, 5, 64):
+        assert net(torch.randn(2, n_agents, 5, dtype=torch.float64)).shape == (2, n_agents, 2)
+    assert count(make(communication, n_agents=64)) == count(net)
+
+
+@communications
+def test_separate_parameters_per_agent_slot(communication):
+    nets = {n_agents: make(communication, share_params=False, n_agents=n_agents) for n_agents in (2, 3, 4)}
+    # One encoder and decoder more for each agent, around one communication layer.
+    per_agent = count(nets[3]) - count(nets[2])
+    assert count(nets[4]) - count(nets[3]) == per_agent > 0
+    shared = make(communication)
+    assert per_agent == count(shared.encoder) + count(shared.decoder)
+    assert count(nets[3].communication) == count(shared.communication)
+    # Agents alone in their own team with equal inputs: only the slots' own weights can differ.
+    out = make("none", share_params=False, n_agents=3)(torch.ones(3, 5, dtype=torch.float64))
+    assert out.unique(dim=0).shape[0] == 3
+    mask = torch.tensor([True, False, True])
+    assert nets[3](torch.full((3, 5), torch.nan, dtype=torch.float64), mask=mask)[1].abs().sum() == 0
+    with pytest.raises(ValueError, match=r"\(\*B, 3, F\).*found \(2, 5\)"):
+        nets[3](torch.ones(2, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("skip", "n_seen"), [(True, 5), (False, 0), (0, 0), (1, 1), (3, 3), (5, 5)])
+def test_skip_is_what_the_decoder_sees_of_its_own_input(skip, n_seen):
+    class Deaf(nn.Module):
+        in_features, out_features = 12, 4
+
+        def forward(self, x, mask=None):
+            return x.new_zeros(*x.shape[:-1], 4)
+
+    net = make(Deaf(), skip=skip)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    influence = torch.autograd.functional.jacobian(net, x).abs().sum((0, 1, 2)) > 0
+    assert influence.tolist() == [True] * n_seen + [False] * (5 - n_seen)
+
+
+def test_several_inputs_are_one():
+    net = make()
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(net(x[..., :2], x[..., 2:]), net(x))
+
+
+def test_modules_of_ones_own():
+    encoder, decoder = MLP(5, 7, num_cells=[9]), nn.Linear(2 * 8 + 5, 2)
+    net = BiCNet(5, 2, encoder=encoder, decoder=decoder, communication="gru", hidden_size=8)
+    assert net.encoder is encoder
+    assert net.decoder is decoder
+    assert net.communication.in_features == 7
+    assert net(torch.randn(3, 5)).shape == (3, 2)
+    # The communication's in_features is the encoder's width.
+    net = BiCNet(5, 2, communication=NoCommunication(11), num_cells=(13, 17))
+    assert net.encoder(torch.randn(3, 5)).shape == (3, 11)
+    plain = nn.Sequential(nn.Linear(5, 7), nn.Tanh())
+    assert BiCNet(5, 2, encoder=plain, communication=NoCommunication(7))(torch.randn(3, 5)).shape == (3, 2)
+    with pytest.raises(TypeError, match="Sequential needs an integer attribute out_features, found None"):
+        BiCNet(5, 2, encoder=plain)
+
+
+@pytest.mark.parametrize("num_cells", [(), (12,), (12, 10, 9)])
+@pytest.mark.parametrize("norm_class", [None, nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("share_params", [True, False])
+def test_widths_norms_and_activations(num_cells, norm_class, share_params):
+    net = make(
+        num_cells=num_cells, norm_class=norm_class, activation_class=nn.Tanh, share_params=share_params, n_agents=3
+    )
+    assert net(torch.randn(2, 3, 5, dtype=torch.float64)).shape == (2, 3, 2)
+    if share_params:
+        linear = [module.out_features for module in net.modules() if isinstance(module, nn.Linear)]
+        assert linear == [*(num_cells or (8,)), *num_cells, 2]
+        n_norms = 0 if norm_class is None else max(len(num_cells), 1) + len(num_cells)
+        assert sum(isinstance(module, nn.LayerNorm | nn.RMSNorm) for module in net.modules()) == n_norms
+
+
+@communications
+def test_compiles_in_one_graph(communication):
+    torch.compiler.reset()
+    net = make(communication)
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+@communications
+def test_vmap_over_parameters(communication):
+    twins = [BiCNet(5, 2, communication=communication, hidden_size=8) for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(twins)
+    x = torch.randn(3, 4, 5)
+    out = torch.vmap(lambda p, b: torch.func.functional_call(twins[0], (p, b), (x,)))(parameters, buffers)
+    torch.testing.assert_close(out, torch.stack([twin(x) for twin in twins]))
+
+
+def test_misuse_names_what_was_found_and_expected():
+    with pytest.raises(ValueError, match=r"communication must be one of .* found 'telepathy'"):
+        BiCNet(5, 2, communication="telepathy")
+    with pytest.raises(ValueError, match="between 0 and n_agent_inputs=5, found 6"):
+        BiCNet(5, 2, skip=6)
+    with pytest.raises(ValueError, match="needs n_agents"):
+        BiCNet(5, 2, share_params=False)
+    with pytest.raises(TypeError, match="hiden_size"):
+        BiCNet(5, 2, hiden_size=3)
+    net = make()
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"agents on dimension -2 and 5 features in all, found \(3, 5, 4\)"):
+        net(x.mT)
+    with pytest.raises(ValueError, match=r"found \(3, 4, 2\), \(3, 2, 3\)"):
+        net(x[..., :2], x[:, :2, 2:])
+    with pytest.raises(ValueError, match="found no input"):
+        net()
+    with pytest.raises(TypeError, match="boolean"):
+        net(x, mask=torch.ones(3, 4))

@@ -1,0 +1,28 @@
+"""BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
+
+from torchrl_bicnet.communication import (
+    AttentionCommunication,
+    MeanCommunication,
+    NoCommunication,
+    RecurrentCommunication,
+)
+from torchrl_bicnet.envs import make_vmas_env
+from torchrl_bicnet.evaluation import evaluate
+from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
+from torchrl_bicnet.net import BiCNet
+from torchrl_bicnet.objectives import make_ddpg_loss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionCommunication",
+    "BiCNet",
+    "BiCNetActor",
+    "BiCNetCritic",
+    "MeanCommunication",
+    "NoCommunication",
+    "RecurrentCommunication",
+    "evaluate",
+    "make_ddpg_loss",
+    "make_vmas_env",
+]

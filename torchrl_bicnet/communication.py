@@ -1,0 +1,402 @@
+"""Communication layers over the agent dimension, on plain tensors.
+
+All share one signature, ``forward(x: (*B, N, in_features), mask=None) -> (*B, N, out_features)``, and the
+attributes ``in_features`` and ``out_features``: a module of your own with these fits in
+:class:`~torchrl_bicnet.BiCNet` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mask_absent(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the slots of absent agents to zero, whatever they hold (NaN too), and cut their gradient.
+
+    Args:
+        x (Tensor): ``(*B, N, F)``.
+        mask (Tensor, optional): boolean, ``(*B, N)``, True where the agent is present. ``None``: everybody is.
+
+    Returns:
+        Tensor: ``(*B, N, F)``.
+
+    Raises:
+        TypeError: if the mask is not boolean.
+        ValueError: if the mask has not one entry per agent of ``x``.
+
+    Example:
+        >>> import torch
+        >>> mask_absent(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))
+        tensor([[1.],
+                [0.]])
+    """
+    if mask is None:
+        return x
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"The mask must be boolean (True where the agent is present), found {mask.dtype}.")
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"The mask must have one entry per agent, shape {tuple(x.shape[:-1])} for an input of shape "
+            f"{tuple(x.shape)}, found {tuple(mask.shape)}."
+        )
+    # Selected, not multiplied: NaN * 0 is NaN, in the forward and in the backward pass.
+    return torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x))
+
+
+def _present(x: Tensor, mask: Tensor | None, in_features: int) -> Tensor:
+    if x.ndim < 2 or x.shape[-1] != in_features:
+        raise ValueError(
+            f"Expected an input of shape (*B, N, {in_features}) with the agents on dimension -2, found "
+            f"{tuple(x.shape)}."
+        )
+    return mask_absent(x, mask)
+
+
+# The cells: (gates of the input, gates of the hidden state, state) -> state, whose first entry is the output.
+# Equations and order of the gates are those of torch.nn.LSTM, GRU and RNN.
+_State = tuple[Tensor, ...]
+
+
+def _lstm_cell(input_gates: Tensor, hidden_gates: Tensor, state: _State) -> _State:
+    i, f, g, o = (input_gates + hidden_gates).chunk(4, -1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(input_gates: Tensor, hidden_gates: Tensor, state: _State) -> _State:
+    input_r, input_z, input_n = input_gates.chunk(3, -1)
+    hidden_r, hidden_z, hidden_n = hidden_gates.chunk(3, -1)
+    z = (input_z + hidden_z).sigmoid()
+    n = (input_n + (input_r + hidden_r).sigmoid() * hidden_n).tanh()
+    return (n + z * (state[0] - n),)
+
+
+def _rnn_cell(input_gates: Tensor, hidden_gates: Tensor, state: _State) -> _State:
+    return ((input_gates + hidden_gates).tanh(),)
+
+
+# cell -> (torch's name, fused kernel, cell of the loop, number of state tensors)
+_CELLS: dict[str, tuple[str, Callable[..., Any], Callable[..., _State], int]] = {
+    "lstm": ("LSTM", torch.lstm, _lstm_cell, 2),
+    "gru": ("GRU", torch.gru, _gru_cell, 1),
+    "rnn": ("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
+}
+_IMPLEMENTATIONS = ("auto", "fused", "loop")
+
+
+class RecurrentCommunication(nn.RNNBase):
+    """Bidirectional recurrence over the agent dimension, the communication layer of BiCNet.
+
+    Agent ``i`` hears the agents before it through the forward direction and those after it through the backward
+    direction; the parameters do not depend on the number of agents. They are those of :class:`torch.nn.LSTM`,
+    :class:`~torch.nn.GRU` or :class:`~torch.nn.RNN` (tanh): state dicts load both ways.
+
+    Two implementations share the parameters and agree to rounding, in values and gradients:
+
+    - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode;
+    - ``"loop"``: an explicit loop over agents with both directions in one product per step. It works under
+      :func:`torch.vmap`, :func:`torch.compile` with ``fullgraph=True``, double backward, in eval mode on CUDA
+      with gradients, and with a mask.
+
+    With a mask the recurrence steps over absent agents, so the outputs of those present are what they would be in
+    the team from which the absent were removed.
+
+    Args:
+        in_features (int): size of each agent's input.
+        hidden_size (int): size of the hidden state, per direction.
+
+    Keyword Args:
+        cell (str): ``"lstm"``, ``"gru"`` or ``"rnn"``. Defaults to ``"lstm"``.
+        num_layers (int): number of stacked recurrences. Defaults to ``1``.
+        bidirectional (bool): if ``False``, agents hear only those before them. Defaults to ``True``.
+        bias (bool): whether the gates have biases. Defaults to ``True``.
+        implementation (str): ``"auto"``, ``"fused"`` or ``"loop"``. ``"auto"`` takes the loop under a mask, a
+            ``torch.func`` transform or ``torch.compile``, and in eval mode on CUDA while gradients are recorded;
+            the fused kernel otherwise. For double backward ask for ``"loop"``. Defaults to ``"auto"``.
+        device (torch.device, optional): where to create the parameters.
+        dtype (torch.dtype, optional): their type.
+
+    Shape:
+        - x: ``(*B, N, in_features)``
+        - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
+        - output: ``(*B, N, out_features)``, ``out_features = hidden_size * (2 if bidirectional else 1)``; zero for
+          absent agents.
+
+    Raises:
+        ValueError: for an unknown cell or implementation, an input of another shape, or a mask with
+            ``implementation="fused"``.
+        TypeError: for a mask that is not boolean.
+
+    Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
+    section 3.2 and figure 1.
+
+    Example:
+        >>> import torch
+        >>> layer = RecurrentCommunication(8, 16, cell="gru")
+        >>> layer(torch.randn(32, 5, 8)).shape
+        torch.Size([32, 5, 32])
+        >>> mask = torch.tensor([True, True, False])
+        >>> layer(torch.randn(3, 8), mask)[2].abs().max().item()
+        0.0
+        >>> _ = layer.load_state_dict(torch.nn.GRU(8, 16, bidirectional=True).state_dict())
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_size: int,
+        *,
+        cell: Literal["lstm", "gru", "rnn"] = "lstm",
+        num_layers: int = 1,
+        bidirectional: bool = True,
+        bias: bool = True,
+        implementation: Literal["auto", "fused", "loop"] = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if cell not in _CELLS:
+            raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
+        if implementation not in _IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {_IMPLEMENTATIONS}, found {implementation!r}.")
+        super().__init__(
+            _CELLS[cell][0],
+            in_features,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=True,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.cell = cell
+        self.implementation = implementation
+        self.in_features = in_features
+        self.out_features = hidden_size * (1 + bidirectional)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = _present(x, mask, self.in_features)
+        flat = x.reshape(-1, *x.shape[-2:])
+        if self._needs_loop(x, mask):
+            out = self._loop(flat, None if mask is None else mask.reshape(-1, mask.shape[-1]))
+        else:
+            out = self._fused(flat)
+        return mask_absent(out.reshape(*x.shape[:-1], self.out_features), mask)
+
+    def _needs_loop(self, x: Tensor, mask: Tensor | None) -> bool:
+        if self.implementation == "fused" and mask is not None:
+            raise ValueError('implementation="fused" cannot skip absent agents; use "auto" or "loop" with a mask.')
+        if self.implementation != "auto":
+            return self.implementation == "loop"
+        return (
+            mask is not None
+            or torch.compiler.is_compiling()
+            or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (x, *self._weights()))
+            # cuDNN's backward needs train mode.
+            or (x.is_cuda and not self.training and torch.is_grad_enabled())
+        )
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for weights in self.all_weights for weight in weights]
+
+    def _initial_state(self, x: Tensor, leading: int) -> _State:
+        zeros = x.new_zeros(leading, x.shape[0], self.hidden_size)
+        return (zeros,) * _CELLS[self.cell][3]
+
+    def _fused(self, x: Tensor) -> Tensor:
+        directions = 1 + self.bidirectional
+        state = self._initial_state(x, directions * self.num_layers)
+        options = (self.bias, self.num_layers, 0.0, self.training, self.bidirectional, True)
+        kernel = _CELLS[self.cell][1]
+        return kernel(x, state if self.cell == "lstm" else state[0], self._weights(), *options)[0]
+
+    def _loop(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        directions = 1 + self.bidirectional
+        steps = None
+        if mask is not None:
+            steps = self._along_directions(mask.expand(directions, *mask.shape)).unsqueeze(-1).unbind(2)
+        for layer in range(self.num_layers):
+            x = self._loop_layer(x, steps, self.all_weights[layer * directions : (layer + 1) * directions])
+        return x
+
+    def _loop_layer(self, x: Tensor, steps: tuple[Tensor, ...] | None, weights: Sequence[Sequence[Tensor]]) -> Tensor:
+        # weights: per direction D, [weight_ih (G, F), weight_hh (G, H)] and with bias [bias_ih (G), bias_hh (G)]
+        weight_ih, weight_hh, *biases = (torch.stack(parts) for parts in zip(*weights))
+        input_gates = F.linear(x, weight_ih.flatten(0, 1), biases[0].flatten() if biases else None)
+        input_gates = input_gates.unflatten(-1, (len(weights), -1)).movedim(-2, 0)  # (D, B, N, G)
+        weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
+        cell = _CELLS[self.cell][2]
+        state = self._initial_state(x, len(weights))
+        outputs = []
+        for step, gates in enumerate(self._along_directions(input_gates).unbind(2)):
+            hidden_gates = torch.bmm(state[0], weight_hh)  # (D, B, G)
+            if biases:
+                hidden_gates = hidden_gates + biases[1].unsqueeze(1)
+            new_state = cell(gates, hidden_gates, state)
+            if steps is not None:
+                new_state = tuple(torch.where(steps[step], new, old) for new, old in zip(new_state, state))
+            state = new_state
+            outputs.append(state[0])
+        hidden = self._along_directions(torch.stack(outputs, 2))  # (D, B, N, H)
+        return hidden.movedim(0, -2).flatten(-2)  # (B, N, D * H)
+
+    def _along_directions(self, x: Tensor) -> Tensor:
+        """Reverse the agents, dimension 2, of the backward direction of ``x: (D, B, N, ...)``."""
+        return torch.stack([x[0], x[1].flip(1)]) if self.bidirectional else x
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.hidden_size}, cell={self.cell!r}, num_layers={self.num_layers}, "
+            f"bidirectional={self.bidirectional}, bias={self.bias}, implementation={self.implementation!r}"
+        )
+
+
+class MeanCommunication(nn.Module):
+    """CommNet's communication: own encoding and the mean of the others', each by its own linear map.
+
+    ``y_i = W x_i + C mean_{j != i} x_j + b``; an agent alone hears zeros. The nonlinearity of the paper's ``f`` is
+    left to the decoder.
+
+    Args:
+        in_features (int): size of each agent's input.
+        out_features (int): size of each agent's output.
+
+    Keyword Args:
+        device (torch.device, optional): where to create the parameters.
+        dtype (torch.dtype, optional): their type.
+
+    Shape:
+        - x: ``(*B, N, in_features)``
+        - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
+        - output: ``(*B, N, out_features)``, zero for absent agents.
+
+    Raises:
+        ValueError: for an input or a mask of another shape.
+        TypeError: for a mask that is not boolean.
+
+    Reference: Sukhbaatar et al., *Learning Multiagent Communication with Backpropagation*, 2016,
+    https://arxiv.org/abs/1605.07736, equations 1 and 2.
+
+    Example:
+        >>> import torch
+        >>> MeanCommunication(8, 16)(torch.randn(32, 5, 8)).shape
+        torch.Size([32, 5, 16])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.own = nn.Linear(in_features, out_features, device=device, dtype=dtype)
+        self.others = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = _present(x, mask, self.in_features)
+        n_others = max(x.shape[-2] - 1, 1) if mask is None else (mask.sum(-1) - 1).clamp_min(1)[..., None, None]
+        mean_of_others = (x.sum(-2, keepdim=True) - x) / n_others
+        return mask_absent(self.own(x) + self.others(mean_of_others), mask)
+
+
+class AttentionCommunication(nn.Module):
+    """Multi-head self-attention over the agents, without position: agents with equal inputs get equal outputs.
+
+    Args:
+        in_features (int): size of each agent's input.
+        out_features (int): size of each agent's output, a multiple of ``num_heads``.
+
+    Keyword Args:
+        num_heads (int): number of attention heads. Defaults to ``4``.
+        device (torch.device, optional): where to create the parameters.
+        dtype (torch.dtype, optional): their type.
+
+    Shape:
+        - x: ``(*B, N, in_features)``
+        - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
+        - output: ``(*B, N, out_features)``, zero for absent agents.
+
+    Raises:
+        ValueError: if ``out_features`` is no multiple of ``num_heads``; for an input or a mask of another shape.
+        TypeError: for a mask that is not boolean.
+
+    Reference: Vaswani et al., *Attention Is All You Need*, 2017, https://arxiv.org/abs/1706.03762, section 3.2;
+    over agents as in Iqbal and Sha, *Actor-Attention-Critic*, 2019, https://arxiv.org/abs/1810.02912.
+
+    Example:
+        >>> import torch
+        >>> AttentionCommunication(8, 16, num_heads=2)(torch.randn(32, 5, 8)).shape
+        torch.Size([32, 5, 16])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        num_heads: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or out_features % num_heads:
+            raise ValueError(f"out_features must be a multiple of num_heads, found {out_features} and {num_heads}.")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(in_features, 3 * out_features, device=device, dtype=dtype)
+        self.output = nn.Linear(out_features, out_features, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = _present(x, mask, self.in_features)
+        projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (*B, N, 3, heads, F)
+        query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
+        # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small.
+        scores = query @ key.mT / query.shape[-1] ** 0.5  # (*B, heads, N, N)
+        if mask is not None:
+            # Every agent attends itself, so that no row of the softmax is empty; absent agents are zeroed below.
+            itself = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
+            scores = scores.masked_fill(~(mask.unsqueeze(-2) | itself).unsqueeze(-3), -torch.inf)
+        heard = scores.softmax(-1) @ value
+        return mask_absent(self.output(heard.movedim(-3, -2).flatten(-2)), mask)
+
+
+class NoCommunication(nn.Module):
+    """The ablation: each agent keeps its own encoding.
+
+    Args:
+        in_features (int): size of each agent's input and output.
+
+    Shape:
+        - x: ``(*B, N, in_features)``
+        - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
+        - output: ``(*B, N, in_features)``, zero for absent agents.
+
+    Raises:
+        ValueError: for an input or a mask of another shape.
+        TypeError: for a mask that is not boolean.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(32, 5, 8)
+        >>> torch.equal(NoCommunication(8)(x), x)
+        True
+    """
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = in_features
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _present(x, mask, self.in_features)

@@ -1,0 +1,194 @@
+"""TorchRL environments over VMAS: right time limits, keys for per-agent losses, a random stream of their own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import Compose, ExpandAs, RewardSum, StepCounter, TransformedEnv, VmasWrapper
+from vmas import debug_scenarios, mpe_scenarios, scenarios
+from vmas.scenarios import load
+from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
+
+
+def make_vmas_env(
+    scenario: str | BaseScenario,
+    num_envs: int,
+    *,
+    max_steps: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    group_map: dict[str, list[str]] | None = None,
+    **scenario_kwargs: Any,
+) -> TransformedEnv:
+    """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
+
+    - The time limit is *truncated*, never terminated, so that a TD target bootstraps through it; what the scenario
+      calls done is *terminated*.
+    - Root ``done``, ``terminated`` and ``truncated``, ``(num_envs, 1)``, are the environment's done keys; for each
+      group of ``N`` agents ``(group, "done")`` and so on hold copies of the reward's shape, ``(num_envs, N, 1)``.
+    - ``(group, "episode_reward")``, ``(num_envs, N, 1)``, is the return of the episode so far.
+    - ``step_count``, ``(num_envs, 1)``, counts the steps of the episode.
+    - The environment has a random stream of its own: building, seeding, resetting or stepping it neither reads nor
+      moves the stream of another environment or the global generators of torch, NumPy and Python.
+
+    Args:
+        scenario (str or BaseScenario): a scenario of VMAS by name, or one of your own.
+        num_envs (int): number of environments simulated in one batch.
+
+    Keyword Args:
+        max_steps (int, optional): time limit in steps. ``None``: no limit.
+        device (torch.device): where to simulate. Defaults to ``"cpu"``.
+        seed (int, optional): seed of the environment's random stream. ``None``: a different one each time.
+        group_map (dict, optional): group name to the names of its agents. Defaults to groups by the agents' names, as
+            in :class:`~torchrl.envs.VmasEnv`.
+        **scenario_kwargs: options of the scenario, such as ``n_agents``.
+
+    Returns:
+        TransformedEnv: of batch size ``(num_envs,)``.
+
+    Raises:
+        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1.
+        TypeError: for an option the scenario does not have; the message lists those it has.
+
+    References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
+    Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.
+
+    Example:
+        >>> env = make_vmas_env("navigation", num_envs=32, max_steps=100, seed=0, n_agents=3)
+        >>> td = env.rollout(5)
+        >>> td["agents", "observation"].shape, td["next", "agents", "reward"].shape
+        (torch.Size([32, 5, 3, 18]), torch.Size([32, 5, 3, 1]))
+        >>> td["next", "agents", "terminated"].shape, td["next", "truncated"].shape
+        (torch.Size([32, 5, 3, 1]), torch.Size([32, 5, 1]))
+    """
+    for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+    environment = _build(scenario, num_envs, torch.device(device), seed, scenario_kwargs)
+    base_env = VmasWrapper(environment, group_map=group_map)
+    # StepCounter(None) would write no `truncated`.
+    counter = StepCounter(torch.iinfo(torch.int64).max if max_steps is None else max_steps)
+    copies = [
+        ExpandAs(name, (group, "reward"), (group, name))
+        for group in base_env.group_map
+        for name in ("done", "terminated", "truncated")
+    ]
+    return TransformedEnv(base_env, Compose(counter, *copies, RewardSum()))
+
+
+def _build(
+    scenario: str | BaseScenario, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]
+) -> Environment:
+    name = scenario if isinstance(scenario, str) else type(scenario).__name__
+    if isinstance(scenario, str):
+        shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
+        if scenario not in shipped:
+            raise ValueError(f"Unknown VMAS scenario {scenario!r}; VMAS has {', '.join(shipped)}.")
+        scenario = load(f"{scenario}.py").Scenario()
+    # What VMAS's Environment takes beside the scenario's options is ours to decide.
+    wrong = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
+    if not wrong:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Scenario kwargs: .* passed but not used")
+            try:
+                return _Environment(scenario, num_envs, device, seed=seed, **options)
+            except UserWarning:
+                wrong = sorted(set(options) - _scenario_options(scenario))
+    known = ", ".join(sorted(_scenario_options(scenario))) or "none"
+    raise TypeError(f"Scenario {name!r} has no option {', '.join(wrong)}; it has {known}.")
+
+
+def _scenario_options(scenario: BaseScenario) -> set[str]:
+    """The names that ``make_world`` takes from its keyword arguments, read off its source."""
+    try:
+        source = inspect.getsource(scenario.make_world)
+    except OSError:  # typed into an interpreter
+        return set()
+    return set(re.findall(r"kwargs\.(?:pop|get)\(\s*[\"'](\w+)[\"']", source))
+
+
+class _RandomStream:
+    """A stream of torch's, NumPy's and Python's global generators of its own, swapped in by ``with``."""
+
+    def __init__(self, seed: int | None, device: torch.device) -> None:
+        self.device = device
+        outside = self._get()
+        try:
+            self.seed(random.SystemRandom().getrandbits(31) if seed is None else seed)
+            self._state = self._get()
+        finally:
+            self._set(outside)
+
+    def seed(self, seed: int) -> None:
+        """Seed the generators that are swapped in now, and no other device's."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def __enter__(self) -> None:
+        self._outside = self._get()
+        self._set(self._state)
+
+    def __exit__(self, *exception: object) -> None:
+        self._state = self._get()
+        self._set(self._outside)
+
+    def _get(self) -> tuple[Any, ...]:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda
+
+    def _set(self, state: tuple[Any, ...]) -> None:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])
+        random.setstate(state[2])
+        if state[3] is not None:
+            torch.cuda.set_rng_state(state[3], self.device)
+
+
+def _in_own_stream(method: Callable) -> Callable:
+    """VMAS's method without the swap to its one stream per process, in the environment's own stream instead."""
+    plain = method.__wrapped__  # type: ignore[attr-defined]
+
+    @functools.wraps(plain)
+    def in_own_stream(self: _Environment, *args: Any, **kwargs: Any) -> Any:
+        with self.random_stream:
+            return plain(self, *args, **kwargs)
+
+    return in_own_stream
+
+
+class _Environment(Environment):
+    """VMAS's environment with a random stream of its own."""
+
+    def __init__(
+        self, scenario: BaseScenario, num_envs: int, device: torch.device, *, seed: int | None, **options: Any
+    ) -> None:
+        self.random_stream = _RandomStream(seed, device)
+        with self.random_stream:
+            Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
+
+    def _seed(self, seed: int | None = None) -> list[int]:
+        seed = 0 if seed is None else seed
+        self.random_stream.seed(seed)
+        return [seed]
+
+    reset = _in_own_stream(Environment.reset)
+    reset_at = _in_own_stream(Environment.reset_at)
+    get_from_scenario = _in_own_stream(Environment.get_from_scenario)
+    seed = _in_own_stream(Environment.seed)
+    done = _in_own_stream(Environment.done)
+    step = _in_own_stream(Environment.step)
+    get_random_action = _in_own_stream(Environment.get_random_action)
+    render = _in_own_stream(Environment.render)

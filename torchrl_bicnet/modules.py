@@ -1,0 +1,348 @@
+"""BiCNet's actor and critic: which keys the plain nets read and write, and the specs they keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.envs import EnvBase
+
+from torchrl_bicnet.communication import mask_absent
+from torchrl_bicnet.net import BiCNet
+
+
+class _BoundedAction(nn.Module):
+    """A net's output squashed into the bounds: ``(*inputs[, mask]) -> param, action``, each ``(*B, N, a)``."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, net: nn.Module, low: Tensor, high: Tensor, masked: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.masked = masked
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        param, mask = _call_net(self.net, inputs, self.masked)
+        if param.shape[-self.low.ndim :] != self.low.shape:
+            raise ValueError(
+                f"The action bounds {'differ over agents and ' if self.low.ndim > 1 else ''}have shape "
+                f"{tuple(self.low.shape)}, which an output of the net of shape {tuple(param.shape)} does not fit."
+            )
+        # An overflow inside the net is the middle of the bounds here; `param` still shows it.
+        fraction = (param.tanh().nan_to_num() + 1) / 2
+        action = self.low + (self.high - self.low) * fraction
+        # Rounding leaves the bounds in a fifth of all cases.
+        return param, mask_absent(action.clamp(self.low, self.high), mask)
+
+
+class _AgentNet(nn.Module):
+    """A net called as ``net(*inputs[, mask=mask])``: the mask is the last tensor key, but a keyword of the net."""
+
+    def __init__(self, net: nn.Module, masked: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.masked = masked
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return _call_net(self.net, inputs, self.masked)[0]
+
+
+def _call_net(net: nn.Module, inputs: tuple[Tensor, ...], masked: bool) -> tuple[Tensor, Tensor | None]:
+    if not masked:
+        return net(*inputs), None
+    *inputs_without_mask, mask = inputs
+    return mask_absent(net(*inputs_without_mask, mask=mask), mask), mask
+
+
+class _AgentModule(TensorDictModule):
+    """What the actor and the critic share: a group of agents, its mask, and how to be made from an environment."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        in_keys: Sequence[NestedKey],
+        out_keys: Sequence[NestedKey],
+        group: NestedKey,
+        mask_key: NestedKey | None,
+    ) -> None:
+        super().__init__(module, in_keys=_with_mask(in_keys, mask_key), out_keys=list(out_keys))
+        self.group = group
+        self.mask_key = mask_key
+
+    @staticmethod
+    def _make_net(
+        net: nn.Module | None, n_agent_inputs: int, n_agent_outputs: int, net_options: dict[str, Any]
+    ) -> nn.Module:
+        if net is None:
+            return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
+        if net_options:
+            raise TypeError(f"net= is used as it is and takes no net options, found {', '.join(sorted(net_options))}.")
+        return net
+
+
+def _with_mask(in_keys: Sequence[NestedKey], mask_key: NestedKey | None) -> list[NestedKey]:
+    return [*in_keys, *([] if mask_key is None else [mask_key])]
+
+
+class BiCNetActor(_AgentModule):
+    """BiCNet's deterministic actor: one action per agent, each depending on every agent's observation.
+
+    Reads ``(group, "observation")``, writes ``(group, "param")``, the net's output, and ``(group, "action")``, the
+    same squashed into the bounds by ``low + (high - low) * (tanh(param) + 1) / 2`` and clamped, so that actions stay
+    inside after rounding. Where the net overflows, ``param`` is not a number and the action is the middle of the
+    bounds. It is an ordinary TensorDict module: state dict, ``.to``, deepcopy, pickle, vmap.
+
+    Bounds equal over the agents are kept as ``(a,)``: the same actor then runs, and loads, on another number of agents.
+
+    Args:
+        n_agent_inputs (int): size of each agent's observation.
+        action_spec (Bounded or Composite): the action spec, of shape ``(*B, N, a)`` with the same bounds over ``B``,
+            or a Composite that holds it at the action's key, such as ``env.full_action_spec``.
+
+    Keyword Args:
+        group (NestedKey): where the agents' entries live. Defaults to ``"agents"``.
+        mask_key (NestedKey, optional): where a boolean mask ``(*B, N)`` of the agents present is read. Absent agents
+            get param and action exactly 0, whatever the bounds, and change nothing for the others.
+        net (nn.Module, optional): called as ``net(observation)``, with ``mask=`` only where ``mask_key`` is set,
+            ``(*B, N, n_agent_inputs) -> (*B, N, a)``. Defaults to a :class:`~torchrl_bicnet.BiCNet`.
+        in_keys (list of NestedKey, optional): defaults to ``[(group, "observation")]``.
+        out_keys (list of NestedKey, optional): defaults to ``[(group, "param"), (group, "action")]``.
+        **net_options: options of :class:`~torchrl_bicnet.BiCNet`; with ``share_params=False`` the number of agents
+            is taken from the spec.
+
+    Attributes:
+        spec (Composite): the action spec at the action's key, which TorchRL's exploration modules take.
+
+    Raises:
+        TypeError: for an action spec that is not Bounded and of floating point, ``net=`` with net options, an unknown
+            net option, or (in forward) a mask that is not boolean.
+        KeyError: if a Composite holds no action spec at the action's key.
+        ValueError: for bounds that are not finite, that differ over the batch or that do not fit the net's output
+            (bounds that differ over the agents on another number of agents); for inputs of another shape.
+
+    Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import Bounded
+        >>> actor = BiCNetActor(18, Bounded(-1.0, 1.0, (4, 2)))
+        >>> td = TensorDict({"agents": {"observation": torch.randn(32, 4, 18)}}, [32])
+        >>> actor(td)["agents", "action"].shape
+        torch.Size([32, 4, 2])
+        >>> actor.in_keys, actor.out_keys
+        ([('agents', 'observation')], [('agents', 'param'), ('agents', 'action')])
+    """
+
+    def __init__(
+        self,
+        n_agent_inputs: int,
+        action_spec: TensorSpec,
+        *,
+        group: NestedKey = "agents",
+        mask_key: NestedKey | None = None,
+        net: nn.Module | None = None,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        **net_options: Any,
+    ) -> None:
+        in_keys = [_key(group, "observation")] if in_keys is None else in_keys
+        out_keys = [_key(group, "param"), _key(group, "action")] if out_keys is None else out_keys
+        if len(out_keys) != 2:
+            raise ValueError(f"The actor writes two keys, its net's output and the action, found out_keys={out_keys}.")
+        leaf = _leaf(action_spec, out_keys[1])
+        low, high = _bounds(leaf)
+        if not net_options.get("share_params", True):
+            net_options.setdefault("n_agents", leaf.shape[-2])
+        net = self._make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
+        module = _BoundedAction(net, low, high, masked=mask_key is not None)
+        super().__init__(module, in_keys, out_keys, group, mask_key)
+        self._spec = Composite({out_keys[1]: leaf.clone()}, shape=leaf.shape[:-2])
+
+    @property
+    def spec(self) -> Composite:
+        # A copy each: OrnsteinUhlenbeckProcessModule changes the spec it is given.
+        return self._spec.clone()
+
+    @classmethod
+    def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetActor:
+        """The actor of an environment's group of agents, sizes and bounds read from the specs.
+
+        Args:
+            env (EnvBase): a TorchRL environment with entries ``(group, "observation")`` and ``(group, "action")``.
+
+        Keyword Args:
+            group (NestedKey, optional): the group. ``None``: the only one.
+            **kwargs: anything the constructor takes.
+
+        Raises:
+            ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
+                have different observation or action sizes.
+            KeyError: if the environment has no such entries.
+
+        Example:
+            >>> from torchrl_bicnet import make_vmas_env
+            >>> env = make_vmas_env("navigation", num_envs=2, n_agents=3)
+            >>> actor = BiCNetActor.from_env(env)
+            >>> env.rollout(5, actor)["agents", "action"].shape
+            torch.Size([2, 5, 3, 2])
+        """
+        group = _find_group(env, group)
+        in_keys = kwargs.get("in_keys") or [_key(group, "observation")]
+        n_agent_inputs = sum(_size(env, key) for key in in_keys)
+        out_keys = kwargs.get("out_keys") or [None, _key(group, "action")]
+        _size(env, out_keys[-1])
+        return cls(n_agent_inputs, env.full_action_spec[out_keys[-1]], group=group, **kwargs)
+
+
+class BiCNetCritic(_AgentModule):
+    """BiCNet's critic: one Q value per agent, each depending on every agent's observation and action.
+
+    Reads ``(group, "observation")`` and ``(group, "action")``, writes ``(group, "state_action_value")`` of shape
+    ``(*B, N, 1)``. It is an ordinary TensorDict module: state dict, ``.to``, deepcopy, pickle, vmap.
+
+    Args:
+        n_agent_inputs (int): size of each agent's observation.
+        n_agent_actions (int): size of each agent's action.
+
+    Keyword Args:
+        group (NestedKey): where the agents' entries live. Defaults to ``"agents"``.
+        mask_key (NestedKey, optional): where a boolean mask ``(*B, N)`` of the agents present is read. The Q of absent
+            agents is exactly 0, and they change nothing for the others.
+        net (nn.Module, optional): called as ``net(observation, action)``, with ``mask=`` only where ``mask_key`` is
+            set, giving ``(*B, N, 1)``. Defaults to a :class:`~torchrl_bicnet.BiCNet`.
+        in_keys (list of NestedKey, optional): defaults to ``[(group, "observation"), (group, "action")]``.
+        out_keys (list of NestedKey, optional): defaults to ``[(group, "state_action_value")]``.
+        **net_options: options of :class:`~torchrl_bicnet.BiCNet`.
+
+    Raises:
+        TypeError: for ``net=`` with net options, an unknown net option, or (in forward) a mask that is not boolean.
+        ValueError: in forward, for inputs of another shape.
+
+    Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> critic = BiCNetCritic(18, 2, communication="gru")
+        >>> agents = {"observation": torch.randn(32, 4, 18), "action": torch.rand(32, 4, 2)}
+        >>> critic(TensorDict({"agents": agents}, [32]))["agents", "state_action_value"].shape
+        torch.Size([32, 4, 1])
+    """
+
+    def __init__(
+        self,
+        n_agent_inputs: int,
+        n_agent_actions: int,
+        *,
+        group: NestedKey = "agents",
+        mask_key: NestedKey | None = None,
+        net: nn.Module | None = None,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        **net_options: Any,
+    ) -> None:
+        in_keys = [_key(group, "observation"), _key(group, "action")] if in_keys is None else in_keys
+        out_keys = [_key(group, "state_action_value")] if out_keys is None else out_keys
+        if len(out_keys) != 1:
+            raise ValueError(f"The critic writes one key, the state-action value, found out_keys={out_keys}.")
+        net = self._make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
+        super().__init__(_AgentNet(net, masked=mask_key is not None), in_keys, out_keys, group, mask_key)
+
+    @classmethod
+    def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetCritic:
+        """The critic of an environment's group of agents, sizes read from the specs.
+
+        Args:
+            env (EnvBase): a TorchRL environment with entries ``(group, "observation")`` and ``(group, "action")``.
+
+        Keyword Args:
+            group (NestedKey, optional): the group. ``None``: the only one.
+            **kwargs: anything the constructor takes.
+
+        Raises:
+            ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
+                have different observation or action sizes.
+            KeyError: if the environment has no such entries.
+
+        Example:
+            >>> from torchrl_bicnet import make_vmas_env
+            >>> env = make_vmas_env("navigation", num_envs=2, n_agents=3)
+            >>> actor, critic = BiCNetActor.from_env(env), BiCNetCritic.from_env(env)
+            >>> critic(actor(env.reset()))["agents", "state_action_value"].shape
+            torch.Size([2, 3, 1])
+        """
+        group = _find_group(env, group)
+        *observations, action = kwargs.get("in_keys") or [_key(group, "observation"), _key(group, "action")]
+        n_agent_inputs = sum(_size(env, key) for key in observations)
+        n_agent_actions = _size(env, action)
+        if not kwargs.get("share_params", True):
+            kwargs.setdefault("n_agents", env.full_action_spec[action].shape[-2])
+        return cls(n_agent_inputs, n_agent_actions, group=group, **kwargs)
+
+
+def _key(group: NestedKey, name: str) -> NestedKey:
+    return unravel_key((group, name))
+
+
+def _leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
+    if not isinstance(action_spec, Composite):
+        return action_spec
+    if key not in action_spec.keys(True, True):
+        raise KeyError(f"No action spec at {key!r}; the Composite holds {list(action_spec.keys(True, True))}.")
+    return action_spec[key]
+
+
+def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
+    """The bounds as ``(a,)`` if they are equal over the agents, ``(N, a)`` otherwise."""
+    if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
+        raise TypeError(
+            f"The actor's actions are continuous and bounded: expected a Bounded spec of a floating type, found "
+            f"{type(spec).__name__} of dtype {spec.dtype}."
+        )
+    if spec.ndim < 2:
+        raise ValueError(f"Expected an action spec of shape (*B, N, a), found {tuple(spec.shape)}.")
+    n_agents, n_actions = spec.shape[-2:]
+    bounds = torch.stack([spec.space.low, spec.space.high]).reshape(2, -1, n_agents, n_actions)
+    if not (bounds[1] - bounds[0]).isfinite().all():
+        raise ValueError(f"Expected finite action bounds, found low={spec.space.low} and high={spec.space.high}.")
+    if not (bounds == bounds[:, :1]).all():
+        raise ValueError("Expected the same action bounds in every environment of the batch, found different ones.")
+    low, high = bounds[:, 0].clone()
+    if (low == low[:1]).all() and (high == high[:1]).all():
+        return low[0].clone(), high[0].clone()
+    return low.clone(), high.clone()
+
+
+def _find_group(env: EnvBase, group: NestedKey | None) -> NestedKey:
+    groups = [key[0] if len(key) == 2 else key[:-1] for key in env.action_keys if isinstance(key, tuple)]
+    group = None if group is None else unravel_key(group)
+    if not groups:
+        raise ValueError(f"The environment has no group of agents; its action keys are {env.action_keys}.")
+    if group is None and len(groups) > 1:
+        raise ValueError(f"The environment has several groups; choose one with group=, found {groups}.")
+    if group is not None and group not in groups:
+        raise ValueError(f"The environment has no group {group!r}; its groups are {groups}.")
+    return groups[0] if group is None else group
+
+
+def _size(env: EnvBase, key: NestedKey) -> int:
+    """The number of features per agent of an observation or action entry."""
+    spec = env.full_action_spec if key in env.action_keys else env.full_observation_spec
+    if key not in spec.keys(True, True):
+        raise KeyError(f"The environment has no entry {key!r}; there are {list(spec.keys(True, True))}.")
+    size = spec[key].shape[-1]
+    if size < 0:
+        raise ValueError(
+            f"The agents that share {key!r} have different sizes; a net shared by the agents needs equal ones. Put "
+            f"agents of one size into a group of their own (group_map= of make_vmas_env)."
+        )
+    return size

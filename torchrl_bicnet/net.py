@@ -1,0 +1,184 @@
+"""BiCNet on plain tensors: encoder -> communication -> decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import MLP, MultiAgentMLP
+
+from torchrl_bicnet.communication import (
+    AttentionCommunication,
+    MeanCommunication,
+    NoCommunication,
+    RecurrentCommunication,
+    mask_absent,
+)
+
+CommunicationName = Literal["lstm", "gru", "rnn", "mean", "attention", "none"]
+_NAMES = ("lstm", "gru", "rnn", "mean", "attention", "none")
+
+
+class BiCNet(nn.Module):
+    """Bidirectionally-coordinated net: a per-agent encoder, communication between the agents, a per-agent decoder.
+
+    The decoder sees what the agent heard, the output of the communication layer, beside the agent's own input.
+
+    With ``share_params=True`` one encoder and one decoder serve every agent: the number of parameters does not
+    depend on the number of agents ``N``, and the same weights run on any ``N``. With ``False`` every agent slot has
+    its own encoder and decoder around the one shared communication layer.
+
+    Args:
+        n_agent_inputs (int): size of each agent's input, summed over the inputs.
+        n_agent_outputs (int): size of each agent's output.
+
+    Keyword Args:
+        communication (str or nn.Module): ``"lstm"``, ``"gru"``, ``"rnn"``
+            (:class:`~torchrl_bicnet.RecurrentCommunication`), ``"mean"``
+            (:class:`~torchrl_bicnet.MeanCommunication`), ``"attention"``
+            (:class:`~torchrl_bicnet.AttentionCommunication`), ``"none"``
+            (:class:`~torchrl_bicnet.NoCommunication`), or a module with that signature, whose ``in_features`` is
+            then the encoder's width. Defaults to ``"lstm"``.
+        hidden_size (int): size of a direction's hidden state; ``"mean"`` and ``"attention"`` put out twice that, as
+            many features as a bidirectional recurrence. Defaults to ``64``.
+        num_cells (sequence of int): widths of the hidden layers, of the encoder and of the decoder. The encoder's
+            last one is its output. Defaults to ``(128,)``.
+        norm_class (type, optional): normalisation after each hidden linear layer, over the features:
+            :class:`torch.nn.LayerNorm`, :class:`torch.nn.RMSNorm` or alike. ``None`` is none.
+            Defaults to :class:`torch.nn.LayerNorm`.
+        activation_class (type): activation. Defaults to :class:`torch.nn.ReLU`.
+        skip (bool or int): how much of its own input an agent's decoder sees: ``True`` all of it, ``False`` none, an
+            int the first so many features. Defaults to ``True``.
+        encoder (nn.Module, optional): a module instead of the MLP, ``(*B, N, n_agent_inputs) -> (*B, N, E)``; with
+            a communication given by name it must have an attribute ``out_features``, ``E``.
+        decoder (nn.Module, optional): a module instead of the MLP,
+            ``(*B, N, communication.out_features + skipped) -> (*B, N, n_agent_outputs)``.
+        share_params (bool): one encoder and decoder for all agents, or one per agent slot. Defaults to ``True``.
+        n_agents (int, optional): number of agents, needed with ``share_params=False`` only.
+        device (torch.device, optional): where to create the parameters.
+
+    Shape:
+        - inputs: one or more ``(*B, N, F_k)``, concatenated on the last dimension, ``sum F_k = n_agent_inputs``
+        - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
+        - output: ``(*B, N, n_agent_outputs)``, zero for absent agents.
+
+    Raises:
+        ValueError: for an unknown communication, a ``skip`` beyond the inputs, ``share_params=False`` without
+            ``n_agents``, or inputs of another shape.
+        TypeError: for a mask that is not boolean, or a module that lacks the attributes named above.
+
+    Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
+    figure 1.
+
+    Example:
+        >>> import torch
+        >>> net = BiCNet(n_agent_inputs=18, n_agent_outputs=2)
+        >>> net(torch.randn(32, 4, 18)).shape
+        torch.Size([32, 4, 2])
+        >>> net(torch.randn(7, 18)).shape  # the same weights, seven agents, no batch
+        torch.Size([7, 2])
+        >>> critic = BiCNet(18 + 2, 1, communication="gru")
+        >>> critic(torch.randn(32, 4, 18), torch.randn(32, 4, 2)).shape
+        torch.Size([32, 4, 1])
+    """
+
+    encoder: nn.Module
+    communication: nn.Module
+    decoder: nn.Module
+
+    def __init__(
+        self,
+        n_agent_inputs: int,
+        n_agent_outputs: int,
+        *,
+        communication: CommunicationName | nn.Module = "lstm",
+        hidden_size: int = 64,
+        num_cells: Sequence[int] = (128,),
+        norm_class: type[nn.Module] | None = nn.LayerNorm,
+        activation_class: type[nn.Module] = nn.ReLU,
+        skip: bool | int = True,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        share_params: bool = True,
+        n_agents: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_agent_inputs = n_agent_inputs
+        self.n_agent_outputs = n_agent_outputs
+        # bool is an int: True is all features, not the first one.
+        self.n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
+        if not 0 <= self.n_skipped <= n_agent_inputs:
+            raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
+        if not share_params and n_agents is None:
+            raise ValueError("share_params=False gives every agent slot its own networks and needs n_agents.")
+        self.n_agents = None if share_params else n_agents
+
+        def mlp(in_features: int, out_features: int, num_cells: Sequence[int], activate_last_layer: bool) -> nn.Module:
+            widths = [*num_cells, out_features] if activate_last_layer else num_cells
+            options: dict[str, Any] = {
+                "num_cells": list(num_cells),
+                "depth": len(num_cells),
+                "activation_class": activation_class,
+                "norm_class": norm_class,
+                "norm_kwargs": [{"normalized_shape": width} for width in widths] if norm_class else None,
+                "activate_last_layer": activate_last_layer,
+                "device": device,
+            }
+            if share_params:
+                return MLP(in_features, out_features, **options)
+            return MultiAgentMLP(in_features, out_features, n_agents, centralized=False, share_params=False, **options)
+
+        *encoder_cells, width = num_cells or (hidden_size,)
+        if isinstance(communication, nn.Module):
+            width = _features(communication, "in_features")
+        elif encoder is not None:
+            width = _features(encoder, "out_features")
+        self.encoder = mlp(n_agent_inputs, width, encoder_cells, True) if encoder is None else encoder
+        if not isinstance(communication, nn.Module):
+            communication = _make_communication(communication, width, hidden_size, device)
+        self.communication = communication
+        decoder_inputs = _features(communication, "out_features") + self.n_skipped
+        self.decoder = mlp(decoder_inputs, n_agent_outputs, num_cells, False) if decoder is None else decoder
+
+    def forward(self, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self._concatenate(inputs)
+        x = mask_absent(x, mask)
+        heard = self.communication(self.encoder(x), mask) if mask is not None else self.communication(self.encoder(x))
+        out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
+        return mask_absent(out, mask)
+
+    def _concatenate(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        shapes = [tuple(x.shape) for x in inputs]
+        n_agents = "N" if self.n_agents is None else self.n_agents
+        if (
+            any(len(shape) < 2 or shape[:-1] != shapes[0][:-1] for shape in shapes)
+            or sum(shape[-1] for shape in shapes) != self.n_agent_inputs
+            or (self.n_agents is not None and shapes[0][-2] != self.n_agents)
+        ):
+            raise ValueError(
+                f"Expected inputs of shape (*B, {n_agents}, F) with the agents on dimension -2 and "
+                f"{self.n_agent_inputs} features in all, found {', '.join(map(str, shapes)) or 'no input'}."
+            )
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+
+
+def _features(module: nn.Module, name: Literal["in_features", "out_features"]) -> int:
+    features = getattr(module, name, None)
+    if not isinstance(features, int):
+        raise TypeError(f"{type(module).__name__} needs an integer attribute {name}, found {features!r}.")
+    return features
+
+
+def _make_communication(name: str, in_features: int, hidden_size: int, device: torch.device | str | None) -> nn.Module:
+    if name in ("lstm", "gru", "rnn"):
+        return RecurrentCommunication(in_features, hidden_size, cell=name, device=device)  # type: ignore[arg-type]
+    if name == "mean":
+        return MeanCommunication(in_features, 2 * hidden_size, device=device)
+    if name == "attention":
+        return AttentionCommunication(in_features, 2 * hidden_size, device=device)
+    if name == "none":
+        return NoCommunication(in_features)
+    raise ValueError(f"communication must be one of {_NAMES} or a module, found {name!r}.")

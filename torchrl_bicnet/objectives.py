@@ -1,0 +1,112 @@
+"""TorchRL's DDPG loss, wired to BiCNet's actor and critic."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives import DDPGLoss
+from torchrl.objectives.value import TD0Estimator
+
+from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic, _key
+
+
+def make_ddpg_loss(
+    actor: BiCNetActor,
+    critic: BiCNetCritic,
+    *,
+    gamma: float = 0.99,
+    delay_actor: bool = True,
+    loss_function: Literal["l1", "l2", "smooth_l1"] = "l2",
+) -> DDPGLoss:
+    """TorchRL's :class:`~torchrl.objectives.DDPGLoss` with every key set from the modules.
+
+    The critic's loss averages ``(Q_i(s, a) - y_i)^2`` over samples and agents present, with
+    ``y_i = r_i + gamma (1 - terminated_i) Q_i'(s', mu'(s'))`` from the target networks. The actor's loss is the mean of
+    ``-Q_i(s, mu(s))``: its gradient sums ``dQ_i/da_j da_j/dtheta`` over all pairs of agents ``i`` and ``j``, which is
+    BiCNet's Theorem 1 up to ``1/N``.
+
+    Rewards, done and terminated are read at ``("next", group, ...)``. With the modules' ``mask_key``, absent agents are
+    left out of both losses; their rewards, NaN too, reach neither the target nor a metric. The target uses the mask at
+    ``("next", ...)``: an agent that leaves the team has no value afterwards.
+
+    Args:
+        actor (BiCNetActor): the policy.
+        critic (BiCNetCritic): the state-action value, of the same group and mask.
+
+    Keyword Args:
+        gamma (float): discount, in [0, 1]. Defaults to ``0.99``.
+        delay_actor (bool): whether to use a target network for the actor too, as the paper does.
+            Defaults to ``True``.
+        loss_function (str): ``"l2"``, ``"l1"`` or ``"smooth_l1"``. Defaults to ``"l2"``.
+
+    Returns:
+        DDPGLoss: backpropagate ``loss_actor`` and ``loss_value`` only, and update its targets with
+        :class:`~torchrl.objectives.SoftUpdate`.
+
+    Raises:
+        ValueError: if the modules differ in group or mask, if the critic does not read the action the actor writes,
+            or for a gamma outside [0, 1] or an unknown loss function.
+
+    References: Peng et al., 2017, https://arxiv.org/abs/1703.10069, theorem 1 and section 3.3; Lillicrap et al.,
+    *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1.
+
+    Example:
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
+        >>> loss = make_ddpg_loss(BiCNetActor.from_env(env), BiCNetCritic.from_env(env), gamma=0.95)
+        >>> target_update = SoftUpdate(loss, tau=0.005)
+        >>> losses = loss(env.rollout(5).reshape(-1))
+        >>> (losses["loss_actor"] + losses["loss_value"]).backward()
+    """
+    for name in ("group", "mask_key"):
+        if getattr(actor, name) != getattr(critic, name):
+            raise ValueError(
+                f"Actor and critic must share one {name}, found {getattr(actor, name)!r} and {getattr(critic, name)!r}."
+            )
+    if actor.out_keys[-1] not in critic.in_keys:
+        raise ValueError(
+            f"The critic must read the action that the actor writes at {actor.out_keys[-1]!r}, its in_keys are "
+            f"{critic.in_keys}."
+        )
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
+    if loss_function not in ("l1", "l2", "smooth_l1"):
+        raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', found {loss_function!r}.")
+    loss = DDPGLoss(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
+    loss.set_keys(
+        state_action_value=critic.out_keys[0],
+        reward=_key(actor.group, "reward"),
+        done=_key(actor.group, "done"),
+        terminated=_key(actor.group, "terminated"),
+    )
+    if actor.mask_key is None:
+        loss.make_value_estimator(gamma=gamma)
+        return loss
+    loss.loss_mask_key = actor.mask_key
+    loss.make_value_estimator(
+        _MaskedTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key
+    )
+    loss.set_keys()  # hands the keys above on to the estimator
+    return loss
+
+
+class _MaskedTD0Estimator(TD0Estimator):
+    """TD(0) whose target is zero for absent agents, whatever their rewards hold."""
+
+    def __init__(self, *, mask_key: NestedKey, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mask_key = mask_key
+
+    def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
+        mask = tensordict.get(self.mask_key).unsqueeze(-1)
+        reward_key = ("next", self.tensor_keys.reward)
+        reward = tensordict.get(reward_key)
+        # The TD error of every slot is a metric: zero before the arithmetic, and the absent slot's target after it.
+        present = tensordict.copy().set(reward_key, torch.where(mask, reward, torch.zeros_like(reward)))
+        target = super().value_estimate(present, *args, **kwargs)
+        return torch.where(mask, target, torch.zeros_like(target))
