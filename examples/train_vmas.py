@@ -1,0 +1,298 @@
+"""Train BiCNet with DDPG on a VMAS scenario: ``python examples/train_vmas.py --help``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import torch
+import tyro
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import SoftUpdate
+from torchrl.record.loggers import get_logger
+from tqdm import tqdm
+
+from torchrl_bicnet import BiCNetActor, BiCNetCritic, evaluate, make_ddpg_loss, make_vmas_env
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass
+class Options:
+    scenario: str = "navigation"
+    """VMAS scenario, with one group of agents."""
+    scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """options of the scenario, such as `n_agents 3 shared_rew False`"""
+    max_steps: int = 100
+    """time limit of an episode, in steps"""
+    num_envs: int = 60
+    """environments simulated in one batch"""
+    seed: int = 0
+    """seed of the parameters, the exploration, the replay samples and the environments"""
+    device: str = "cpu"
+    """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
+
+    communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
+    """communication layer of actor and critic"""
+    hidden_size: int = 64
+    """size of a direction's hidden state"""
+    num_cells: tuple[int, ...] = (128,)
+    """widths of the hidden layers of encoder and decoder"""
+    share_params: bool = True
+    """one encoder and decoder for all agents, or one per agent slot"""
+
+    total_frames: int = 120_000
+    """environment frames to train for; a frame is one step of one environment, with all its agents"""
+    frames_per_batch: int = 600
+    """frames collected between two rounds of updates"""
+    updates_per_batch: int = 10
+    """gradient updates after each batch of frames"""
+    batch_size: int = 256
+    """joint transitions per update"""
+    buffer_size: int = 120_000
+    """joint transitions kept for replay"""
+    gamma: float = 0.95
+    """discount"""
+    tau: float = 0.01
+    """step of the target networks towards the trained ones, at each update"""
+    actor_lr: float = 1e-3
+    """learning rate of the actor (Adam)"""
+    critic_lr: float = 1e-3
+    """learning rate of the critic (Adam)"""
+    max_grad_norm: float = 1.0
+    """gradients of actor and critic together are clipped to this norm"""
+    sigma_start: float = 0.9
+    """standard deviation of the exploration noise at the start, in units of the action"""
+    sigma_end: float = 0.1
+    """standard deviation of the exploration noise at the end"""
+    sigma_fraction: float = 0.6
+    """part of the training during which the noise falls"""
+
+    eval_interval: int = 12_000
+    """frames between two evaluations"""
+    eval_episodes: int = 200
+    """episodes of an evaluation during training, from the same start states each time"""
+    test_episodes: int = 1000
+    """episodes of the evaluation before and after training, from start states used for nothing else"""
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    """metrics are always written as CSV; tensorboard or wandb get them too"""
+    run_folder: Path | None = None
+    """where options, metrics, weights and the picture go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
+
+
+def train(options: Options) -> tuple[Tensor, Tensor]:
+    """Returns of the test episodes before and after training, each (test_episodes, N)."""
+    check(options)
+    torch.manual_seed(options.seed)
+
+    # Environments: one to train, two to evaluate. Each has its own random stream.
+    def make_env(num_envs: int, seed: int):
+        return make_vmas_env(
+            options.scenario,
+            num_envs,
+            max_steps=options.max_steps,
+            device=options.device,
+            seed=seed,
+            **options.scenario_options,
+        )
+
+    env = make_env(options.num_envs, options.seed)
+    eval_env = make_env(options.eval_episodes, 0)
+    test_env = make_env(options.test_episodes, 0)
+
+    # Actor and critic
+    net = {name: getattr(options, name) for name in ("communication", "hidden_size", "num_cells", "share_params")}
+    actor = BiCNetActor.from_env(env, device=options.device, **net)
+    critic = BiCNetCritic.from_env(env, device=options.device, **net)
+
+    # Exploration
+    n_batches = options.total_frames // options.frames_per_batch
+    noise = AdditiveGaussianModule(
+        actor.spec,
+        sigma_init=options.sigma_start,
+        sigma_end=options.sigma_end,
+        annealing_num_steps=max(int(n_batches * options.sigma_fraction), 1),
+        action_key=actor.out_keys[-1],
+        device=options.device,
+    )
+
+    # Loss and target networks
+    loss = make_ddpg_loss(actor, critic, gamma=options.gamma)
+    target_update = SoftUpdate(loss, tau=options.tau)
+    optimiser = torch.optim.Adam(
+        [
+            {"params": list(actor.parameters()), "lr": options.actor_lr},
+            {"params": list(critic.parameters()), "lr": options.critic_lr},
+        ],
+        fused=True,
+    )
+    parameters = [*actor.parameters(), *critic.parameters()]
+
+    # Collection and replay of transitions
+    collector = Collector(
+        env,
+        TensorDictSequential(actor, noise),
+        frames_per_batch=options.frames_per_batch,
+        total_frames=n_batches * options.frames_per_batch,
+    )
+    replay_buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
+    )
+
+    run = Run(options)
+    before = evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
+    evaluation = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
+    run.log(0, evaluation_return=evaluation.mean(), evaluation_return_stderr=standard_error(evaluation))
+
+    for step, batch in enumerate(collector, start=1):
+        frames = step * options.frames_per_batch
+        replay_buffer.extend(batch.reshape(-1).select(*loss.in_keys, strict=False))
+        for _ in range(options.updates_per_batch):
+            losses = loss(replay_buffer.sample())
+            (losses["loss_actor"] + losses["loss_value"]).backward()
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            target_update.step()
+        noise.step()
+
+        run.log(
+            frames,
+            loss_actor=losses["loss_actor"],
+            loss_value=losses["loss_value"],
+            grad_norm=grad_norm,
+            sigma=noise.sigma,
+            **finished_episodes(batch),
+        )
+        if frames // options.eval_interval > (frames - options.frames_per_batch) // options.eval_interval:
+            evaluation = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
+            run.log(frames, evaluation_return=evaluation.mean(), evaluation_return_stderr=standard_error(evaluation))
+
+    collector.shutdown()
+    after = evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
+    run.finish(actor, critic, before, after)
+    return before, after
+
+
+# Start states of the evaluations during training, and of the test before and after it.
+EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
+
+
+def check(options: Options) -> None:
+    """Fail before anything is built, with what was found and what is expected."""
+    if options.frames_per_batch % options.num_envs or options.total_frames % options.frames_per_batch:
+        raise ValueError(
+            f"frames_per_batch must be a multiple of num_envs and divide total_frames, found "
+            f"frames_per_batch={options.frames_per_batch}, num_envs={options.num_envs}, "
+            f"total_frames={options.total_frames}."
+        )
+    for name in ("updates_per_batch", "batch_size", "buffer_size", "eval_interval", "eval_episodes", "test_episodes"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
+    if options.run_folder is not None and options.run_folder.exists():
+        raise FileExistsError(f"The run folder {options.run_folder} exists; choose another with --run-folder.")
+
+
+def finished_episodes(batch) -> dict[str, Tensor]:
+    """The mean return of the episodes that ended in a batch, over agents, if any did."""
+    ended = batch["next", "done"].squeeze(-1)
+    if not ended.any():
+        return {}
+    return {"training_return": batch["next", "agents", "episode_reward"][ended].mean()}
+
+
+def standard_error(returns: Tensor) -> Tensor:
+    """Of the mean over episodes, for the mean over agents as the return of an episode; returns: (episodes, N)."""
+    return returns.mean(-1).std() / len(returns) ** 0.5
+
+
+class Run:
+    """The run folder, its loggers and the progress bar."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        default = f"runs/{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.folder = options.run_folder or Path(default)
+        self.folder.mkdir(parents=True)
+        packages = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas")
+        about = {
+            "options": asdict(options),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        (self.folder / "run.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
+        kinds = dict.fromkeys(("csv", options.logger))
+        self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
+        self.bar = tqdm(total=options.total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
+        self.shown: dict[str, str] = {}
+
+    def log(self, frames: int, **metrics: Tensor) -> None:
+        self.bar.update(frames - self.bar.n)
+        rate = self.bar.format_dict["rate"]
+        values = {name: float(value) for name, value in metrics.items()}
+        if rate is not None:
+            values["frames_per_second"] = rate
+        for logger in self.loggers:
+            for name, value in values.items():
+                logger.log_scalar(name, value, step=frames)
+        names = ("evaluation_return", "training_return", "loss_actor", "loss_value")
+        self.shown |= {name: f"{values[name]:.3g}" for name in names if name in values}
+        self.bar.set_postfix(self.shown)
+
+    def finish(self, actor: BiCNetActor, critic: BiCNetCritic, before: Tensor, after: Tensor) -> None:
+        self.bar.close()
+        torch.save({"actor": actor.state_dict(), "critic": critic.state_dict()}, self.folder / "weights.pt")
+        returns = {"before": before.mean(-1).tolist(), "after": after.mean(-1).tolist()}
+        (self.folder / "test_returns.json").write_text(json.dumps(returns) + "\n")
+        plot_learning_curves([self.folder], self.folder / "learning_curve.png")
+        print(f"Options, metrics, weights and learning_curve.png are in {self.folder}")
+        print(
+            f"evaluation return: {before.mean():.2f} ± {standard_error(before):.2f} before, "
+            f"{after.mean():.2f} ± {standard_error(after):.2f} after {self.options.total_frames} frames "
+            f"(mean ± standard error of {len(after)} episodes)"
+        )
+
+
+def plot_learning_curves(folders: list[Path], picture: Path) -> None:
+    """Draw the evaluation returns of run folders, with their standard errors, from the CSV files."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for folder in folders:
+        options = json.loads((folder / "run.json").read_text())["options"]
+        scalars = folder / "scalars"
+        frames, means = zip(*read_csv(scalars / "evaluation_return.csv"))
+        errors = [error for _, error in read_csv(scalars / "evaluation_return_stderr.csv")]
+        axes.plot(frames, means, marker="o", markersize=3, label=f"{options['communication']}, seed {options['seed']}")
+        low, high = zip(*[(mean - error, mean + error) for mean, error in zip(means, errors)])
+        axes.fill_between(frames, low, high, alpha=0.2)
+    axes.set(xlabel="environment frames", ylabel="return per agent", title=options["scenario"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+
+
+def read_csv(path: Path) -> list[tuple[int, float]]:
+    """Rows (frames, value) of a metric written by TorchRL's CSVLogger."""
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [(int(frames), float(value)) for frames, value in rows]
+
+
+if __name__ == "__main__":
+    try:
+        train(tyro.cli(Options, description=__doc__))
+    except (ValueError, TypeError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
