@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import torch
 import tyro
+from matplotlib.figure import Figure
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 from torchrl.record.loggers import get_logger
@@ -25,8 +29,8 @@ from tqdm import tqdm
 
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, evaluate, make_ddpg_loss, make_vmas_env
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+# Start states of the evaluations during training, and of the test before and after it: used for nothing else.
+EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
 
 
 @dataclass
@@ -63,11 +67,11 @@ class Options:
     """joint transitions per update"""
     buffer_size: int = 120_000
     """joint transitions kept for replay"""
-    gamma: float = 0.95
+    gamma: float = 0.97
     """discount"""
     tau: float = 0.01
     """step of the target networks towards the trained ones, at each update"""
-    actor_lr: float = 1e-3
+    actor_lr: float = 5e-4
     """learning rate of the actor (Adam)"""
     critic_lr: float = 1e-3
     """learning rate of the critic (Adam)"""
@@ -92,30 +96,33 @@ class Options:
     """where options, metrics, weights and the picture go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
 
 
-def train(options: Options) -> tuple[Tensor, Tensor]:
-    """Returns of the test episodes before and after training, each (test_episodes, N)."""
-    check(options)
-    torch.manual_seed(options.seed)
+def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
+    """Each environment has a random stream of its own: evaluating one does not disturb training in another."""
+    return make_vmas_env(
+        options.scenario,
+        num_envs,
+        max_steps=options.max_steps,
+        device=options.device,
+        seed=seed,
+        **options.scenario_options,
+    )
 
-    # Environments: one to train, two to evaluate. Each has its own random stream.
-    def make_env(num_envs: int, seed: int):
-        return make_vmas_env(
-            options.scenario,
-            num_envs,
-            max_steps=options.max_steps,
-            device=options.device,
-            seed=seed,
-            **options.scenario_options,
-        )
 
-    env = make_env(options.num_envs, options.seed)
-    eval_env = make_env(options.eval_episodes, 0)
-    test_env = make_env(options.test_episodes, 0)
-
-    # Actor and critic
+def make_modules(options: Options, env: EnvBase) -> tuple[BiCNetActor, BiCNetCritic]:
     net = {name: getattr(options, name) for name in ("communication", "hidden_size", "num_cells", "share_params")}
     actor = BiCNetActor.from_env(env, device=options.device, **net)
     critic = BiCNetCritic.from_env(env, device=options.device, **net)
+    return actor, critic
+
+
+def train(options: Options) -> tuple[Tensor, Tensor]:
+    """Returns of the test episodes before and after training, each (test_episodes, N)."""
+    torch.manual_seed(options.seed)
+
+    env = make_env(options, options.num_envs, options.seed)
+    eval_env = make_env(options, options.eval_episodes, EVAL_SEED)
+    test_env = make_env(options, options.test_episodes, TEST_SEED)
+    actor, critic = make_modules(options, env)
 
     # Exploration
     n_batches = options.total_frames // options.frames_per_batch
@@ -151,10 +158,16 @@ def train(options: Options) -> tuple[Tensor, Tensor]:
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
 
+    def test() -> Tensor:
+        return evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED, group=actor.group)
+
+    def evaluation() -> dict[str, Tensor]:
+        returns = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED, group=actor.group)
+        return {"evaluation_return": returns.mean(), "evaluation_return_stderr": standard_error(returns)}
+
     run = Run(options)
-    before = evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
-    evaluation = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
-    run.log(0, evaluation_return=evaluation.mean(), evaluation_return_stderr=standard_error(evaluation))
+    before = test()
+    run.log(0, evaluation())
 
     for step, batch in enumerate(collector, start=1):
         frames = step * options.frames_per_batch
@@ -168,51 +181,50 @@ def train(options: Options) -> tuple[Tensor, Tensor]:
             target_update.step()
         noise.step()
 
-        run.log(
-            frames,
-            loss_actor=losses["loss_actor"],
-            loss_value=losses["loss_value"],
-            grad_norm=grad_norm,
-            sigma=noise.sigma,
-            **finished_episodes(batch),
-        )
+        metrics = {name: losses[name].detach() for name in ("loss_actor", "loss_value")}
+        metrics |= {"grad_norm": grad_norm, "sigma": noise.sigma, **finished_episodes(batch, actor.group)}
         if frames // options.eval_interval > (frames - options.frames_per_batch) // options.eval_interval:
-            evaluation = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
-            run.log(frames, evaluation_return=evaluation.mean(), evaluation_return_stderr=standard_error(evaluation))
+            metrics |= evaluation()
+        run.log(frames, metrics)
 
     collector.shutdown()
-    after = evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
+    after = test()
     run.finish(actor, critic, before, after)
     return before, after
 
 
-# Start states of the evaluations during training, and of the test before and after it.
-EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
-
-
 def check(options: Options) -> None:
-    """Fail before anything is built, with what was found and what is expected."""
+    """Fail before anything is built or written, with what was found and what is expected."""
+    counts = ("num_envs", "max_steps", "updates_per_batch", "batch_size", "buffer_size")
+    for name in (*counts, "total_frames", "frames_per_batch", "eval_interval", "eval_episodes", "test_episodes"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
     if options.frames_per_batch % options.num_envs or options.total_frames % options.frames_per_batch:
         raise ValueError(
             f"frames_per_batch must be a multiple of num_envs and divide total_frames, found "
             f"frames_per_batch={options.frames_per_batch}, num_envs={options.num_envs}, "
             f"total_frames={options.total_frames}."
         )
-    for name in ("updates_per_batch", "batch_size", "buffer_size", "eval_interval", "eval_episodes", "test_episodes"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+    if options.sigma_end > options.sigma_start:
+        raise ValueError(f"sigma_end={options.sigma_end} must not exceed sigma_start={options.sigma_start}.")
+    if not options.device.startswith(("cpu", "cuda")):
+        raise ValueError(f"device must be cpu or cuda, found {options.device!r}.")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
+    if options.logger != "csv" and find_spec(options.logger) is None:
+        raise ValueError(f"logger={options.logger} was asked for: pip install {options.logger}.")
     if options.run_folder is not None and options.run_folder.exists():
         raise FileExistsError(f"The run folder {options.run_folder} exists; choose another with --run-folder.")
+    # The scenario's options, its groups of agents and the nets' options, on one environment.
+    make_modules(options, make_env(options, 1, seed=0))
 
 
-def finished_episodes(batch) -> dict[str, Tensor]:
+def finished_episodes(batch: TensorDictBase, group: str) -> dict[str, Tensor]:
     """The mean return of the episodes that ended in a batch, over agents, if any did."""
     ended = batch["next", "done"].squeeze(-1)
     if not ended.any():
         return {}
-    return {"training_return": batch["next", "agents", "episode_reward"][ended].mean()}
+    return {"training_return": batch["next"].get((group, "episode_reward"))[ended].mean()}
 
 
 def standard_error(returns: Tensor) -> Tensor:
@@ -232,6 +244,7 @@ class Run:
         about = {
             "options": asdict(options),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
             "date": time.strftime("%Y-%m-%d"),
         }
         (self.folder / "run.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
@@ -240,7 +253,7 @@ class Run:
         self.bar = tqdm(total=options.total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
         self.shown: dict[str, str] = {}
 
-    def log(self, frames: int, **metrics: Tensor) -> None:
+    def log(self, frames: int, metrics: dict[str, Tensor]) -> None:
         self.bar.update(frames - self.bar.n)
         rate = self.bar.format_dict["rate"]
         values = {name: float(value) for name, value in metrics.items()}
@@ -269,7 +282,8 @@ class Run:
 
 def plot_learning_curves(folders: list[Path], picture: Path) -> None:
     """Draw the evaluation returns of run folders, with their standard errors, from the CSV files."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
     for folder in folders:
         options = json.loads((folder / "run.json").read_text())["options"]
         scalars = folder / "scalars"
@@ -282,7 +296,6 @@ def plot_learning_curves(folders: list[Path], picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=120)
-    plt.close(figure)
 
 
 def read_csv(path: Path) -> list[tuple[int, float]]:
@@ -292,7 +305,9 @@ def read_csv(path: Path) -> list[tuple[int, float]]:
 
 
 if __name__ == "__main__":
+    chosen = tyro.cli(Options, description=__doc__)
     try:
-        train(tyro.cli(Options, description=__doc__))
+        check(chosen)
     except (ValueError, TypeError, FileExistsError) as error:
         sys.exit(f"error: {error}")
+    train(chosen)

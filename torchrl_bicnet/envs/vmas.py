@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchrl.envs import Compose, ExpandAs, RewardSum, StepCounter, TransformedEnv, VmasWrapper
+from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter, TransformedEnv, VmasWrapper
 from vmas import debug_scenarios, mpe_scenarios, scenarios
 from vmas.scenarios import load
 from vmas.simulator.environment import Environment
@@ -36,7 +36,8 @@ def make_vmas_env(
     - Root ``done``, ``terminated`` and ``truncated``, ``(num_envs, 1)``, are the environment's done keys; for each
       group of ``N`` agents ``(group, "done")`` and so on hold copies of the reward's shape, ``(num_envs, N, 1)``.
     - ``(group, "episode_reward")``, ``(num_envs, N, 1)``, is the return of the episode so far.
-    - ``step_count``, ``(num_envs, 1)``, counts the steps of the episode.
+    - ``step_count`` and ``is_init``, ``(num_envs, 1)``, count the steps of the episode and mark its first one, which
+      TorchRL's collectors and exploration modules ask for.
     - The environment has a random stream of its own: building, seeding, resetting or stepping it neither reads nor
       moves the stream of another environment or the global generators of torch, NumPy and Python.
 
@@ -82,7 +83,7 @@ def make_vmas_env(
         for group in base_env.group_map
         for name in ("done", "terminated", "truncated")
     ]
-    return TransformedEnv(base_env, Compose(counter, *copies, RewardSum()))
+    return TransformedEnv(base_env, Compose(counter, *copies, RewardSum(), InitTracker()))
 
 
 def _build(

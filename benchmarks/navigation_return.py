@@ -1,0 +1,100 @@
+"""What `examples/train_vmas.py` reaches with its defaults: one run per seed, the raw metrics and the README's curve.
+
+Runs that are in the output folder already are kept, so that a stopped benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from examples.train_vmas import TEST_SEED, plot_learning_curves  # noqa: E402
+from torchrl_bicnet import make_vmas_env  # noqa: E402
+
+
+@dataclass
+class Options:
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """seeds to train with"""
+    output: Path = ROOT / "benchmarks" / "results" / "navigation"
+    """where the raw results go, a folder per seed"""
+
+
+def main(options: Options) -> None:
+    folders = [options.output / f"seed{seed}" for seed in options.seeds]
+    for seed, folder in zip(options.seeds, folders):
+        if not folder.exists():
+            train(seed, folder)
+    plot_learning_curves(folders, options.output / "learning_curve.png")
+    summary = {
+        "command": "python benchmarks/navigation_return.py --seeds " + " ".join(map(str, options.seeds)),
+        "return": "per agent, first episode of each of 1000 environments that are used for nothing else",
+        "upper_bound": upper_bound(),
+        "runs": [summarise(folder) for folder in folders],
+    }
+    (options.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary["runs"], indent=2))
+
+
+def train(seed: int, folder: Path) -> None:
+    """Run the example's own command, and keep all of its run folder but the weights."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        start = time.perf_counter()
+        command = [sys.executable, ROOT / "examples" / "train_vmas.py", "--seed", str(seed), "--run-folder", run]
+        subprocess.run(command, check=True)
+        about = json.loads((run / "run.json").read_text())
+        about["options"]["run_folder"] = None
+        about["seconds"] = round(time.perf_counter() - start)
+        about["commit"] = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt", "texts", "videos"))
+
+
+def upper_bound() -> float:
+    """No policy returns more from the test's start states, on average.
+
+    The shared reward sums over agents by how much the distance to the goal falls, so an episode cannot return more than
+    the distances at its start, and 0.01 for the arrival.
+    """
+    env = make_vmas_env("navigation", 1000, seed=TEST_SEED)
+    env.set_seed(TEST_SEED)
+    to_goal = env.reset()["agents", "observation"][..., 4:6]  # (num_envs, N, 2)
+    return round(to_goal.norm(dim=-1).sum(-1).mean().item() + 0.01, 3)
+
+
+def summarise(folder: Path) -> dict[str, float | int | str]:
+    about = json.loads((folder / "run.json").read_text())
+    returns = json.loads((folder / "test_returns.json").read_text())
+    after = returns["after"]
+    return {
+        "seed": about["options"]["seed"],
+        "frames": about["options"]["total_frames"],
+        "episodes": len(after),
+        "return_before": round(statistics.mean(returns["before"]), 3),
+        "return_after": round(statistics.mean(after), 3),
+        "standard_error_after": round(statistics.stdev(after) / len(after) ** 0.5, 3),
+        "seconds": about["seconds"],
+        "machine": about["machine"],
+        "date": about["date"],
+        "commit": about["commit"],
+        **about["versions"],
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

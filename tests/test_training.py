@@ -1,0 +1,114 @@
+"""The modules inside TorchRL's collectors, buffers and target updates, and what they learn."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.data import Bounded, LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import SoftUpdate
+
+from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env
+
+
+def train(seed, storage=LazyTensorStorage, communication="lstm", **storage_options):
+    """A few iterations with every part of TorchRL that a training script takes; the parameters at the end."""
+    torch.manual_seed(seed)
+    env = make_vmas_env("navigation", 4, max_steps=6, seed=seed, n_agents=3)
+    options = {"communication": communication, "hidden_size": 8, "num_cells": (12,)}
+    actor, critic = BiCNetActor.from_env(env, **options), BiCNetCritic.from_env(env, **options)
+    noise = AdditiveGaussianModule(actor.spec, action_key=actor.out_keys[-1])
+    loss = make_ddpg_loss(actor, critic)
+    target_update = SoftUpdate(loss, tau=0.1)
+    optimiser = torch.optim.Adam(loss.parameters(), 1e-2)
+    buffer = TensorDictReplayBuffer(storage=storage(100, **storage_options), batch_size=16)
+    collector = Collector(env, TensorDictSequential(actor, noise), frames_per_batch=20, total_frames=100)
+    initial = {key: value.clone() for key, value in loss.state_dict().items()}
+    for i, batch in enumerate(collector, start=1):
+        assert batch.shape == (4, 5)
+        buffer.extend(batch.reshape(-1).select(*loss.in_keys, strict=False))
+        assert len(buffer) == min(20 * i, 100)
+        sample = buffer.sample()
+        assert sample["agents", "observation"].shape == (16, 3, 18)
+        losses = loss(sample)
+        (losses["loss_actor"] + losses["loss_value"]).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        target_update.step()
+    collector.shutdown()
+    return initial, loss.state_dict()
+
+
+@pytest.mark.parametrize("communication", ["lstm", "gru", "rnn", "mean", "attention", "none"])
+def test_every_communication_trains_and_moves_every_parameter(communication):
+    initial, final = train(0, communication=communication)
+    for key, value in final.items():
+        moves = not key.endswith(("low", "high", "gamma"))
+        # Equal across attention's keys, this bias has no effect on the softmax.
+        assert (not torch.equal(value, initial[key])) == moves, key
+
+
+def test_memory_mapped_replay_is_replay_in_memory(tmp_path):
+    in_memory, on_disk = train(0), train(0, LazyMemmapStorage, scratch_dir=tmp_path)
+    assert all(torch.equal(in_memory[1][key], on_disk[1][key]) for key in in_memory[1])
+
+
+def test_one_seed_is_one_run_to_the_bit_and_another_seed_differs():
+    first, again, other = train(0)[1], train(0)[1], train(1)[1]
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(*(run["actor_network_params.module.net.encoder.0.weight"] for run in (first, other)))
+
+
+class TestGuessTheSum:
+    """Each agent sees x_i, uniform in [-1, 1]; all must put out the sum of the team's x. Reward -(a_i - sum)^2.
+
+    Without communication the best guess is E[sum | x_i] = x_i, at a cost of Var(sum of the others) = (N - 1) / 3.
+    """
+
+    n_agents = 3
+    blind_cost = (n_agents - 1) / 3
+
+    def score(self, communication, seed, steps):
+        """1 - cost / (best cost without communication), after training through make_ddpg_loss alone."""
+        torch.manual_seed(seed)
+        spec = Bounded(-3.0, 3.0, (self.n_agents, 1))
+        options = {"communication": communication, "hidden_size": 24, "num_cells": (32,)}
+        actor, critic = BiCNetActor(1, spec, **options), BiCNetCritic(1, 1, **options)
+        loss = make_ddpg_loss(actor, critic, gamma=0.0)
+        target_update = SoftUpdate(loss, tau=0.05)
+        optimiser = torch.optim.Adam(loss.parameters(), 5e-3)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
+        for _ in range(steps):
+            td = self.play(actor, 128, noise=1.0)
+            losses = loss(td)
+            (losses["loss_actor"] + losses["loss_value"]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
+            target_update.step()
+        with torch.no_grad():
+            reward = self.play(actor, 20_000, noise=0.0)["next", "agents", "reward"]
+        return 1 + reward.mean().item() / self.blind_cost
+
+    def play(self, actor, batch, noise):
+        x = torch.rand(batch, self.n_agents, 1) * 2 - 1
+        td = TensorDict({"agents": {"observation": x}}, [batch])
+        with torch.no_grad():
+            actor(td)
+        action = (td["agents", "action"] + noise * torch.randn(batch, self.n_agents, 1)).clamp(-3, 3)
+        td["agents", "action"] = action
+        ended = torch.ones(batch, self.n_agents, 1, dtype=torch.bool)
+        reward = -(action - x.sum(-2, keepdim=True)).square()
+        td["next", "agents"] = TensorDict(
+            {"observation": x, "reward": reward, "done": ended, "terminated": ended}, [batch]
+        )
+        return td
+
+    def test_bicnet_learns_it(self):
+        assert self.score("lstm", seed=0, steps=1200) >= 0.95
+
+    def test_without_communication_nobody_can(self):
+        score = self.score("none", seed=0, steps=1200)
+        # It learns what can be learned alone, and no more (0.05 leaves room for the noise of the estimate).
+        assert -0.2 < score <= 0.05
