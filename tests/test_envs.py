@@ -82,6 +82,13 @@ def test_the_episode_return_restarts_with_the_episode():
     assert returns[2, :, 1].tolist() == [1, 2, 1, 2]
 
 
+def step_and_partly_reset(env, td):
+    """A step with actions that are drawn from nowhere, then a reset of the first and the third environment."""
+    td = env.step(td.set(("agents", "action"), env.full_action_spec["agents", "action"].zero()))["next"]
+    reset = torch.tensor([[True], [False], [True], [False]])
+    return env.reset(td.select("agents", "step_count").set("_reset", reset))
+
+
 class TestRandomStreams:
     @staticmethod
     def global_states():
@@ -89,18 +96,11 @@ class TestRandomStreams:
 
     @staticmethod
     def play(env, steps=3):
-        """Start states after resets, partial ones too, for actions that are drawn from nowhere."""
+        """Observations after a full reset and some partial ones."""
         td = env.reset()
         observations = [td["agents", "observation"]]
         for _ in range(steps):
-            td["agents", "action"] = (
-                torch.zeros_like(td["agents", "action"])
-                if "action" in td["agents"]
-                else (env.full_action_spec["agents", "action"].zero())
-            )
-            td = env.step(td)["next"]
-            reset = torch.tensor([[True], [False], [True], [False]])
-            td = env.reset(td.select("agents", "step_count").set("_reset", reset))
+            td = step_and_partly_reset(env, td)
             observations.append(td["agents", "observation"])
         return torch.stack(observations)
 
@@ -137,9 +137,7 @@ class TestRandomStreams:
             other.set_seed(step)
             other.rollout(2)
             stock.reset()
-            td = env.step(td.set(("agents", "action"), env.full_action_spec["agents", "action"].zero()))["next"]
-            reset = torch.tensor([[True], [False], [True], [False]])
-            td = env.reset(td.select("agents", "step_count").set("_reset", reset))
+            td = step_and_partly_reset(env, td)
             assert torch.equal(td["agents", "observation"], alone[step + 1])
 
     def test_vmas_shared_stream_is_left_alone(self):

@@ -162,10 +162,19 @@ def test_target_networks_are_used_frozen_and_updated():
     assert sum(not torch.equal(after[key], old) for key, old in targets.items()) > 20
 
 
-def test_without_a_target_actor():
-    loss = make_ddpg_loss(*modules(), delay_actor=False)
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_a_target_actor_the_target_takes_the_actor(masked):
+    actor, critic = modules(mask_key=MASK if masked else None)
+    loss = make_ddpg_loss(actor, critic, delay_actor=False)
     assert isinstance(loss, DDPGLoss)
-    assert not any(key.startswith("target_actor") for key in loss.state_dict())
+    td = transitions()
+    td["next", "agents", "terminated"].zero_()
+    td[MASK] = td["next", *MASK] = torch.ones(6, 3, dtype=torch.bool)
+    before = loss(td)["target_value"]
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.1)
+    assert not torch.allclose(loss(td)["target_value"], before)
 
 
 @pytest.mark.parametrize("loss_function", ["l1", "l2", "smooth_l1"])

@@ -1,0 +1,65 @@
+"""What the README shows runs as it stands, and the numbers it names are those of the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torchrl.envs import EnvBase
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python( notest)?\n(.*?)```", README, re.S)
+
+
+def test_code_blocks_run_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {}
+    for skipped, block in BLOCKS:
+        if not skipped:
+            exec(compile(block, "README.md", "exec"), namespace)
+    assert isinstance(namespace["env"], EnvBase)
+    assert len(namespace["buffer"]) == 960
+    assert namespace["losses"].isfinite().all()
+    td = namespace["actor"](namespace["env"].reset())
+    assert td["agents", "action"].shape == (32, 4, 2)
+
+
+def test_a_layer_of_ones_own_is_masked_as_promised():
+    namespace = {}
+    exec("import torch\nfrom torchrl.data import Bounded\nfrom torchrl_bicnet import BiCNetActor", namespace)
+    exec(next(block for _, block in BLOCKS if "class LoudestAgent" in block), namespace)
+    x = torch.randn(3, 18)
+    x[1] = torch.nan
+    mask = torch.tensor([True, False, True])
+    net = namespace["net"]
+    torch.testing.assert_close(net(x, mask=mask)[mask], net(x[mask]))
+
+
+def test_commands():
+    commands = re.findall(r"^pip install -c constraints.txt -e '\.\[\w+\]' && (.*)$", README, re.M)
+    assert commands == ["python examples/train_vmas.py", "pytest"]
+    assert (ROOT / "examples/train_vmas.py").exists()
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_numbers_are_those_of_the_committed_results():
+    summary = json.loads((ROOT / "benchmarks/results/navigation/summary.json").read_text())
+    runs = summary["runs"]
+    assert f"return more than {summary['upper_bound']:.2f})" in README
+    assert len(runs) >= 3
+    shown = [f"{run['return_after']:.2f} ± {run['standard_error_after']:.2f}" for run in runs]
+    assert f"{', '.join(shown[:-1])} and {shown[-1]}" in " ".join(README.split())
+    assert (
+        f"**{runs[0]['return_after']:.2f}** after 120,000 frames, from {runs[0]['return_before']:.2f} before" in README
+    )
+    for run in runs:
+        folder = ROOT / f"benchmarks/results/navigation/seed{run['seed']}"
+        returns = json.loads((folder / "test_returns.json").read_text())["after"]
+        assert len(returns) == run["episodes"] == 1000
+        assert run["frames"] == 120_000
+        assert run["return_after"] == pytest.approx(sum(returns) / 1000, abs=6e-4)
+        assert run["return_after"] >= 3.9
