@@ -58,9 +58,8 @@ def train(seed: int, folder: Path) -> None:
         about = json.loads((run / "run.json").read_text())
         about["options"]["run_folder"] = None
         about["seconds"] = round(time.perf_counter() - start)
-        about["commit"] = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        about["commit"] = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt", "texts", "videos"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -159,10 +160,10 @@ def train(options: Options) -> tuple[Tensor, Tensor]:
     )
 
     def test() -> Tensor:
-        return evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED, group=actor.group)
+        return evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
 
     def evaluation() -> dict[str, Tensor]:
-        returns = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED, group=actor.group)
+        returns = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
         return {"evaluation_return": returns.mean(), "evaluation_return_stderr": standard_error(returns)}
 
     run = Run(options)
@@ -205,10 +206,20 @@ def check(options: Options) -> None:
             f"frames_per_batch={options.frames_per_batch}, num_envs={options.num_envs}, "
             f"total_frames={options.total_frames}."
         )
-    if options.sigma_end > options.sigma_start:
-        raise ValueError(f"sigma_end={options.sigma_end} must not exceed sigma_start={options.sigma_start}.")
-    if not options.device.startswith(("cpu", "cuda")):
-        raise ValueError(f"device must be cpu or cuda, found {options.device!r}.")
+    for name in ("actor_lr", "critic_lr", "max_grad_norm"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"{name} must be above 0, found {getattr(options, name)}.")
+    for name in ("gamma", "tau", "sigma_fraction"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, found {getattr(options, name)}.")
+    if not 0 <= options.sigma_end <= options.sigma_start:
+        raise ValueError(
+            f"The noise falls from sigma_start to sigma_end, found {options.sigma_start} and {options.sigma_end}."
+        )
+    if options.seed < 0:
+        raise ValueError(f"seed must not be negative, found {options.seed}.")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {options.device!r}.")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
     if options.logger != "csv" and find_spec(options.logger) is None:

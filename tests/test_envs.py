@@ -1,3 +1,4 @@
+import contextlib
 import random
 
 import numpy as np
@@ -45,7 +46,27 @@ class Countdown(BaseScenario):
         return self.left <= 0
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # VMAS's own
+class Gambler(Countdown):
+    """Draws from torch, NumPy and Python in everything that VMAS asks of it."""
+
+    @staticmethod
+    def draw(like):
+        return torch.rand_like(like) + np.random.rand() + random.random()
+
+    def reset_world_at(self, env_index=None):
+        self.left = 3 + self.draw(self.left)
+
+    def observation(self, agent):
+        return self.draw(self.left).unsqueeze(-1)
+
+    def reward(self, agent):
+        return self.draw(self.left)
+
+    def done(self):
+        return self.draw(self.left) < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_passes_torchrls_checks(scenario):
     env = make_vmas_env(scenario, 2, max_steps=3, seed=0)
@@ -163,6 +184,34 @@ class TestRandomStreams:
         env.set_seed(3)
         assert torch.equal(self.play(env), again)
 
+    def test_everything_a_scenario_draws_comes_from_the_stream(self):
+        def play(disturb):
+            env = make_vmas_env(Gambler(), 3, seed=5)
+            td, drawn = env.reset(), []
+            for _ in range(4):
+                if disturb:
+                    vmas.make_env("navigation", 2).reset()
+                    torch.rand(1), np.random.rand(), random.random()
+                before = self.global_states()
+                td = env.step(td.set(("agents", "action"), env.full_action_spec["agents", "action"].zero()))["next"]
+                vmas_env = env.base_env._env
+                drawn += [td["agents", "observation"], td["agents", "reward"], td["done"], vmas_env.done()]
+                drawn += vmas_env.get_random_actions()
+                with contextlib.suppress(Exception):  # without a display
+                    vmas_env.render(mode="rgb_array")
+                assert self.global_states() == before
+            return drawn
+
+        for quiet, disturbed in zip(play(False), play(True)):
+            assert torch.equal(quiet, disturbed)
+
+    def test_moving_to_another_device_moves_the_stream(self):
+        vmas_env = make_vmas_env("navigation", 2, seed=3).base_env._env
+        before = self.global_states()
+        vmas_env.to("meta")
+        assert vmas_env.random_stream.device.type == "meta"
+        assert self.global_states() == before
+
     def test_without_a_seed_environments_differ(self):
         assert not torch.equal(self.play(make_vmas_env("navigation", 4)), self.play(make_vmas_env("navigation", 4)))
 
@@ -222,9 +271,13 @@ def test_misuse_names_what_was_found_and_expected():
         make_vmas_env("navigatoin", 2)
     with pytest.raises(TypeError, match=r"'navigation' has no option n_agent; it has .*n_agents"):
         make_vmas_env("navigation", 2, n_agent=3)
-    with pytest.raises(TypeError, match="has no option dict_spaces; it has"):
-        make_vmas_env("navigation", 2, dict_spaces=True)
-    with pytest.raises(TypeError, match="'Countdown' has no option n_agents; it has none"):
+    with pytest.raises(TypeError, match="continuous_actions, dict_spaces: arguments of VMAS's Environment"):
+        make_vmas_env("navigation", 2, dict_spaces=True, continuous_actions=False)
+    with pytest.raises(TypeError, match=r"'football' has no option n_red_agent; it has .*n_blue_agents"):
+        make_vmas_env("football", 2, n_blue_agents=3, n_red_agent=2)
+    with pytest.raises(TypeError, match=r"a name or an instance of BaseScenario, found <class .*Countdown"):
+        make_vmas_env(Countdown, 2)
+    with pytest.raises(TypeError, match="'Countdown' has no option n_agents; it has"):
         make_vmas_env(Countdown(), 2, n_agents=3)
     with pytest.raises(ValueError, match="num_envs must be at least 1, found 0"):
         make_vmas_env("navigation", 0)

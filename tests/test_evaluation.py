@@ -52,3 +52,5 @@ def test_misuse():
     env = make_vmas_env("navigation", 2)
     with pytest.raises(ValueError, match="max_steps must be at least 1, found 0"):
         evaluate(env, BiCNetActor.from_env(env), max_steps=0)
+    with pytest.raises(ValueError, match=r"no group 'agent'; its groups are \['agents'\]"):
+        evaluate(env, BiCNetActor.from_env(env), max_steps=2, group="agent")

@@ -98,7 +98,35 @@ def test_tensorboard(tmp_path):
     assert (options.run_folder / "scalars/loss_actor.csv").exists()
 
 
+def test_it_explores_and_the_targets_follow(tmp_path, monkeypatch):
+    """What a script can leave out without failing: the noise, its annealing, the update of the targets."""
+    moved, calls = [], []
+
+    class Noise(train_vmas.AdditiveGaussianModule):
+        def forward(self, tensordict):
+            before = tensordict[self.action_key]
+            after = super().forward(tensordict)[self.action_key]
+            moved.append((after - before).abs().max().item())
+            return tensordict
+
+    class Update(train_vmas.SoftUpdate):
+        def step(self):
+            calls.append(1)
+            super().step()
+
+    monkeypatch.setattr(train_vmas, "AdditiveGaussianModule", Noise)
+    monkeypatch.setattr(train_vmas, "SoftUpdate", Update)
+    options, _, _ = run(tmp_path)
+    steps = options.total_frames // options.num_envs
+    assert sum(movement > 0 for movement in moved) >= steps
+    assert len(calls) == options.total_frames // options.frames_per_batch * options.updates_per_batch
+    sigma = [value for _, value in read_csv(options.run_folder / "scalars/sigma.csv")]
+    assert sigma[0] < options.sigma_start
+    assert sigma[-1] == pytest.approx(options.sigma_end)
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_moves_to_cuda(tmp_path):
     assert run(tmp_path, device="cuda")[2].device.type == "cuda"
@@ -113,8 +141,12 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs .* num_envs=7"),
         ({"total_frames": 130}, ValueError, "total_frames=130"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
-        ({"sigma_end": 2.0}, ValueError, "sigma_end=2.0 must not exceed sigma_start=0.9"),
-        ({"device": "gpu"}, ValueError, "device must be cpu or cuda, found 'gpu'"),
+        ({"sigma_end": 2.0}, ValueError, "falls from sigma_start to sigma_end, found 0.9 and 2.0"),
+        ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0, found -1.0"),
+        ({"gamma": 2.0}, ValueError, "gamma must be between 0 and 1, found 2.0"),
+        ({"tau": 5.0}, ValueError, "tau must be between 0 and 1, found 5.0"),
+        ({"seed": -1}, ValueError, "seed must not be negative, found -1"),
+        ({"device": "gpu"}, ValueError, "device must be cpu, cuda or cuda:INDEX, found 'gpu'"),
         ({"num_envs": 0}, ValueError, "num_envs must be at least 1, found 0"),
     ],
 )

@@ -119,6 +119,35 @@ class TestActor:
         with pytest.raises(TypeError, match="boolean"):
             actor(data(mask=torch.ones(4, 3)))
 
+    def test_a_missing_mask_is_an_error_not_everybody(self):
+        actor = BiCNetActor(5, UNIT, mask_key=("agents", "msk"), **SMALL)
+        with pytest.raises(KeyError, match=r"No mask .* found at mask_key=.*msk"):
+            actor(data(mask=torch.zeros(4, 3, dtype=torch.bool)))
+
+    def test_absent_slots_reach_no_net_of_ones_own(self):
+        class Net(nn.Linear):
+            def forward(self, observation, mask):
+                return super().forward(observation)
+
+        net = Net(5, 2)
+        mask = torch.tensor([[True, False, True]] * 4)
+        td = data(mask=mask)
+        td["agents", "observation"][~mask] = torch.nan
+        BiCNetActor(5, UNIT, net=net, mask_key=("agents", "mask"))(td)["agents", "action"].sum().backward()
+        assert net.weight.grad.isfinite().all()
+
+    def test_bounds_and_spec_are_where_the_net_is(self):
+        actor = BiCNetActor(5, UNIT, device="meta", **SMALL)
+        assert {tensor.device.type for tensor in actor.state_dict().values()} == {"meta"}
+        assert actor.spec.device.type == "meta"
+        assert BiCNetActor(5, UNIT, **SMALL).to("meta").spec["agents", "action"].device.type == "meta"
+
+    def test_keys_that_are_no_list(self):
+        with pytest.raises(TypeError, match=r"in_keys must be a list of keys, found \('agents', 'observation'\)"):
+            BiCNetActor(5, UNIT, in_keys=("agents", "observation"))
+        with pytest.raises(TypeError, match=r"in_keys must be a list of keys, found \[\]"):
+            BiCNetActor(5, UNIT, in_keys=[])
+
     def test_a_net_without_masks_is_called_without_one(self):
         class Net(nn.Module):
             def forward(self, observation):
@@ -306,3 +335,13 @@ class TestFromEnv:
         env = make_vmas_env("navigation", 2)
         with pytest.raises(KeyError, match="no entry 'position'"):
             BiCNetActor.from_env(env, in_keys=["position"])
+
+    def test_anything_the_constructor_takes(self):
+        env = make_vmas_env("navigation", 2, n_agents=3)
+        actor = BiCNetActor.from_env(env, in_keys=None, net=nn.Linear(18, 2), mask_key=None)
+        assert actor(env.reset())["agents", "action"].shape == (2, 3, 2)
+        actor = BiCNetActor.from_env(env, in_keys=["step_count", ("agents", "observation")], device="cpu")
+        assert actor.module.net.n_agent_inputs == 19
+        critic = BiCNetCritic.from_env(env, out_keys=["q"], group=("agents",))
+        assert critic.group == "agents"
+        assert critic.out_keys == ["q"]

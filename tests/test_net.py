@@ -159,6 +159,10 @@ def test_misuse_names_what_was_found_and_expected():
         BiCNet(5, 2, share_params=False)
     with pytest.raises(TypeError, match="hiden_size"):
         BiCNet(5, 2, hiden_size=3)
+    with pytest.raises(TypeError, match=r"num_cells must be a sequence of widths, such as \(64,\), found 64"):
+        BiCNet(5, 2, num_cells=64)
+    with pytest.raises(ValueError, match=r"normalise over the features.* found BatchNorm1d"):
+        BiCNet(5, 2, norm_class=nn.BatchNorm1d)
     net = make()
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"agents on dimension -2 and 5 features in all, found \(3, 5, 4\)"):

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -79,15 +80,15 @@ def test_actor_gradient_is_theorem_1(communication):
         torch.testing.assert_close(parameter.grad, -expected[name] / (batch * n_agents), rtol=0, atol=1e-14)
 
 
-class Constant(nn.Module):
+class TeamSum(nn.Module):
     """Q of agent i is the sum of what all agents see and do."""
-
-    def forward(self, observation, action):
-        return (observation + action).sum(-2, keepdim=True).expand(*observation.shape[:-1], 1) + 0 * self.zero
 
     def __init__(self):
         super().__init__()
-        self.zero = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, observation, action, mask=None):
+        return self.scale * (observation + action).sum(-2, keepdim=True).expand(*observation.shape[:-1], 1)
 
 
 class Weighted(nn.Module):
@@ -95,15 +96,16 @@ class Weighted(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, observation):
+    def forward(self, observation, mask=None):
         return (self.weight * observation).atanh()
 
 
+@pytest.mark.parametrize("mask_key", [None, MASK])
 @pytest.mark.parametrize("gamma", [0.9, 0.5])
-def test_td_target_by_hand(gamma):
+def test_td_target_by_hand(gamma, mask_key):
     # mu(s) = 0.5 s;  Q_i(s, a) = sum over agents of s + a, so Q_i(s', mu(s')) = 1.5 (s'_1 + s'_2).
-    actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted())
-    critic = BiCNetCritic(1, 1, net=Constant())
+    actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted(), mask_key=mask_key)
+    critic = BiCNetCritic(1, 1, net=TeamSum(), mask_key=mask_key)
     loss = make_ddpg_loss(actor, critic, gamma=gamma)
     observation = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]).unsqueeze(-1)
     action = torch.tensor([[0.0, 0.1], [0.0, 0.1], [0.0, 0.1]]).unsqueeze(-1)
@@ -119,6 +121,7 @@ def test_td_target_by_hand(gamma):
         },
         [3],
     )
+    td[MASK] = td["next", *MASK] = torch.ones(3, 2, dtype=torch.bool)
     losses = loss(td)
     bootstrap = gamma * 0.9  # 1.5 * (0.2 + 0.4)
     target = torch.tensor([[1 + bootstrap, 2 + bootstrap], [1.0, 2.0], [1 + bootstrap, 2 + bootstrap]])
@@ -276,11 +279,29 @@ def test_copies_and_state_dicts(masked):
     td[MASK] = td["next", *MASK] = torch.rand(6, 3) < 0.5
     second.load_state_dict(first.state_dict())
     copied = copy.deepcopy(first)
-    for other in (second, copied):
+    for other in (second, copied, pickle.loads(pickle.dumps(first))):
         for name, value in first(td.clone()).items():
             assert torch.equal(value, other(td.clone())[name])
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(1)
+    assert not torch.equal(first(td.clone())["loss_value"], copied(td.clone())["loss_value"])
     losses = first.to(torch.float64)(double(td))
     assert losses["loss_value"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("where", [MASK, ("next", *MASK)])
+def test_a_missing_mask_is_an_error_not_everybody(where):
+    td = transitions()
+    td[where] = torch.ones(6, 3, dtype=torch.bool)
+    with pytest.raises(KeyError, match="No mask"):
+        make_ddpg_loss(*modules(mask_key=MASK))(td)
+
+
+def test_groups_are_compared_as_keys():
+    spec = Bounded(-1.0, 1.0, (3, 2))
+    make_ddpg_loss(BiCNetActor(5, spec, group=("agents",)), BiCNetCritic(5, 2, group="agents"))
+    make_ddpg_loss(BiCNetActor(5, spec, group=("a", ("b",))), BiCNetCritic(5, 2, group=("a", "b")))
 
 
 def test_misuse():

@@ -117,7 +117,8 @@ class RecurrentCommunication(nn.RNNBase):
         bias (bool): whether the gates have biases. Defaults to ``True``.
         implementation (str): ``"auto"``, ``"fused"`` or ``"loop"``. ``"auto"`` takes the loop under a mask, a
             ``torch.func`` transform or ``torch.compile``, and in eval mode on CUDA while gradients are recorded;
-            the fused kernel otherwise. For double backward ask for ``"loop"``. Defaults to ``"auto"``.
+            the fused kernel otherwise. For double backward or forward-mode differentiation ask for ``"loop"``.
+            Defaults to ``"auto"``.
         device (torch.device, optional): where to create the parameters.
         dtype (torch.dtype, optional): their type.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_bicnet.modules import _key
+from torchrl_bicnet.modules import find_group
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def evaluate(
     *,
     max_steps: int,
     seed: int | None = None,
-    group: NestedKey = "agents",
+    group: NestedKey | None = None,
 ) -> Tensor:
     """The return of every agent in the first episode of every environment, without exploration.
 
@@ -34,13 +34,13 @@ def evaluate(
     Keyword Args:
         max_steps (int): episodes that have not ended by then are cut off, in steps.
         seed (int, optional): seeds the environment first: the same start states for every evaluation with this seed.
-        group (NestedKey): the group of agents. Defaults to ``"agents"``.
+        group (NestedKey, optional): the group of agents. ``None``: the only one.
 
     Returns:
         Tensor: undiscounted returns, ``(num_envs, N)``.
 
     Raises:
-        ValueError: if ``max_steps`` is below 1.
+        ValueError: if ``max_steps`` is below 1; if the group does not exist or, for ``None``, if there are several.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
@@ -50,7 +50,7 @@ def evaluate(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, found {max_steps}.")
-    reward_key = _key(group, "reward")
+    reward_key = unravel_key((find_group(env, group), "reward"))
     if seed is not None:
         env.set_seed(seed)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -61,7 +61,7 @@ def evaluate(
             td = env.step(policy(td))
             reward = td["next"].get(reward_key).squeeze(-1)  # (num_envs, N)
             returns = returns + torch.where(running, reward, 0.0)
-            td = step_mdp(td)
+            td = env.step_mdp(td)
             running = running & ~td["done"]
             if not running.any():
                 break

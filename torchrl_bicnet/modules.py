@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,21 +15,42 @@ from torchrl_bicnet.communication import mask_absent
 from torchrl_bicnet.net import BiCNet
 
 
-class _BoundedAction(nn.Module):
-    """A net's output squashed into the bounds: ``(*inputs[, mask]) -> param, action``, each ``(*B, N, a)``."""
+class _MaskedNet(nn.Module):
+    """``(*inputs[, mask]) -> net(*inputs[, mask=mask])``: the module's last tensor is the net's keyword."""
+
+    def __init__(self, net: nn.Module, mask_key: NestedKey | None) -> None:
+        super().__init__()
+        self.net = net
+        self.mask_key = mask_key
+
+    def forward(self, *tensors: Tensor) -> Any:
+        inputs, mask = self.split(tensors)
+        if mask is None:
+            return self.net(*inputs)
+        return mask_absent(self.net(*(mask_absent(x, mask) for x in inputs), mask=mask), mask)
+
+    def split(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        if self.mask_key is None:
+            return tensors, None
+        if tensors[-1] is None:
+            # TensorDictModule passes None for a missing entry, which would mean that everybody is present.
+            raise KeyError(f"No mask of the agents present was found at mask_key={self.mask_key!r}.")
+        return tensors[:-1], tensors[-1]
+
+
+class _BoundedAction(_MaskedNet):
+    """``(*inputs[, mask]) -> param, action``: the net's output and the same squashed into the bounds."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, net: nn.Module, low: Tensor, high: Tensor, masked: bool) -> None:
-        super().__init__()
-        self.net = net
-        self.masked = masked
+    def __init__(self, net: nn.Module, mask_key: NestedKey | None, low: Tensor, high: Tensor) -> None:
+        super().__init__(net, mask_key)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        param, mask = _call_net(self.net, inputs, self.masked)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        param = super().forward(*tensors)
         if param.shape[-self.low.ndim :] != self.low.shape:
             raise ValueError(
                 f"The action bounds {'differ over agents and ' if self.low.ndim > 1 else ''}have shape "
@@ -40,42 +60,27 @@ class _BoundedAction(nn.Module):
         fraction = (param.tanh().nan_to_num() + 1) / 2
         action = self.low + (self.high - self.low) * fraction
         # Rounding leaves the bounds in a fifth of all cases.
-        return param, mask_absent(action.clamp(self.low, self.high), mask)
-
-
-class _AgentNet(nn.Module):
-    """A net called as ``net(*inputs[, mask=mask])``: the mask is the last tensor key, but a keyword of the net."""
-
-    def __init__(self, net: nn.Module, masked: bool) -> None:
-        super().__init__()
-        self.net = net
-        self.masked = masked
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return _call_net(self.net, inputs, self.masked)[0]
-
-
-def _call_net(net: nn.Module, inputs: tuple[Tensor, ...], masked: bool) -> tuple[Tensor, Tensor | None]:
-    if not masked:
-        return net(*inputs), None
-    *inputs_without_mask, mask = inputs
-    return mask_absent(net(*inputs_without_mask, mask=mask), mask), mask
+        return param, mask_absent(action.clamp(self.low, self.high), self.split(tensors)[1])
 
 
 class _AgentModule(TensorDictModule):
-    """What the actor and the critic share: a group of agents, its mask, and how to be made from an environment."""
+    """What the actor and the critic share: a group of agents, and the mask of those present."""
 
     def __init__(
         self,
-        module: nn.Module,
-        in_keys: Sequence[NestedKey],
-        out_keys: Sequence[NestedKey],
+        module: _MaskedNet,
+        in_keys: list[NestedKey],
+        out_keys: list[NestedKey],
         group: NestedKey,
         mask_key: NestedKey | None,
     ) -> None:
-        super().__init__(module, in_keys=_with_mask(in_keys, mask_key), out_keys=list(out_keys))
-        self.group = group
-        self.mask_key = mask_key
+        for name, keys in (("in_keys", in_keys), ("out_keys", out_keys)):
+            if not isinstance(keys, list) or not keys:
+                raise TypeError(f"{name} must be a list of keys, found {keys!r}.")
+        mask_keys = [] if mask_key is None else [mask_key]
+        super().__init__(module, in_keys=[*in_keys, *mask_keys], out_keys=out_keys)
+        self.group = unravel_key(group)
+        self.mask_key = None if mask_key is None else unravel_key(mask_key)
 
     @staticmethod
     def _make_net(
@@ -88,17 +93,14 @@ class _AgentModule(TensorDictModule):
         return net
 
 
-def _with_mask(in_keys: Sequence[NestedKey], mask_key: NestedKey | None) -> list[NestedKey]:
-    return [*in_keys, *([] if mask_key is None else [mask_key])]
-
-
 class BiCNetActor(_AgentModule):
     """BiCNet's deterministic actor: one action per agent, each depending on every agent's observation.
 
     Reads ``(group, "observation")``, writes ``(group, "param")``, the net's output, and ``(group, "action")``, the
     same squashed into the bounds by ``low + (high - low) * (tanh(param) + 1) / 2`` and clamped, so that actions stay
     inside after rounding. Where the net overflows, ``param`` is not a number and the action is the middle of the
-    bounds. It is an ordinary TensorDict module: state dict, ``.to``, deepcopy, pickle, vmap.
+    bounds. The action has the floating type of the spec. It is an ordinary TensorDict module: state dict, ``.to``,
+    deepcopy, pickle, vmap.
 
     Bounds equal over the agents are kept as ``(a,)``: the same actor then runs, and loads, on another number of agents.
 
@@ -123,8 +125,9 @@ class BiCNetActor(_AgentModule):
 
     Raises:
         TypeError: for an action spec that is not Bounded and of floating point, ``net=`` with net options, an unknown
-            net option, or (in forward) a mask that is not boolean.
-        KeyError: if a Composite holds no action spec at the action's key.
+            net option, keys that are not a list, or (in forward) a mask that is not boolean.
+        KeyError: if a Composite holds no action spec at the action's key, or (in forward) if there is no mask at
+            ``mask_key``.
         ValueError: for bounds that are not finite, that differ over the batch or that do not fit the net's output
             (bounds that differ over the agents on another number of agents); for inputs of another shape.
 
@@ -150,27 +153,28 @@ class BiCNetActor(_AgentModule):
         group: NestedKey = "agents",
         mask_key: NestedKey | None = None,
         net: nn.Module | None = None,
-        in_keys: Sequence[NestedKey] | None = None,
-        out_keys: Sequence[NestedKey] | None = None,
+        in_keys: list[NestedKey] | None = None,
+        out_keys: list[NestedKey] | None = None,
         **net_options: Any,
     ) -> None:
-        in_keys = [_key(group, "observation")] if in_keys is None else in_keys
-        out_keys = [_key(group, "param"), _key(group, "action")] if out_keys is None else out_keys
+        in_keys = [unravel_key((group, "observation"))] if in_keys is None else in_keys
+        out_keys = [unravel_key((group, "param")), unravel_key((group, "action"))] if out_keys is None else out_keys
         if len(out_keys) != 2:
             raise ValueError(f"The actor writes two keys, its net's output and the action, found out_keys={out_keys}.")
         leaf = _leaf(action_spec, out_keys[1])
         low, high = _bounds(leaf)
         if not net_options.get("share_params", True):
             net_options.setdefault("n_agents", leaf.shape[-2])
+        device = net_options.get("device")
         net = self._make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
-        module = _BoundedAction(net, low, high, masked=mask_key is not None)
+        module = _BoundedAction(net, mask_key, low.to(device), high.to(device))
         super().__init__(module, in_keys, out_keys, group, mask_key)
         self._spec = Composite({out_keys[1]: leaf.clone()}, shape=leaf.shape[:-2])
 
     @property
     def spec(self) -> Composite:
         # A copy each: OrnsteinUhlenbeckProcessModule changes the spec it is given.
-        return self._spec.clone()
+        return self._spec.clone().to(self.module.low.device)
 
     @classmethod
     def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetActor:
@@ -181,7 +185,7 @@ class BiCNetActor(_AgentModule):
 
         Keyword Args:
             group (NestedKey, optional): the group. ``None``: the only one.
-            **kwargs: anything the constructor takes.
+            **kwargs: anything the constructor takes; ``device`` defaults to the environment's.
 
         Raises:
             ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
@@ -195,12 +199,14 @@ class BiCNetActor(_AgentModule):
             >>> env.rollout(5, actor)["agents", "action"].shape
             torch.Size([2, 5, 3, 2])
         """
-        group = _find_group(env, group)
-        in_keys = kwargs.get("in_keys") or [_key(group, "observation")]
-        n_agent_inputs = sum(_size(env, key) for key in in_keys)
-        out_keys = kwargs.get("out_keys") or [None, _key(group, "action")]
-        _size(env, out_keys[-1])
-        return cls(n_agent_inputs, env.full_action_spec[out_keys[-1]], group=group, **kwargs)
+        group = find_group(env, group)
+        observations = _given(kwargs, "in_keys", [unravel_key((group, "observation"))])
+        action = _given(kwargs, "out_keys", [unravel_key((group, "action"))])[-1]
+        n_agent_inputs = sum(_size(env, key) for key in observations)
+        _size(env, action)
+        if "net" not in kwargs:
+            kwargs.setdefault("device", env.device)
+        return cls(n_agent_inputs, env.full_action_spec[action], group=group, **kwargs)
 
 
 class BiCNetCritic(_AgentModule):
@@ -224,7 +230,9 @@ class BiCNetCritic(_AgentModule):
         **net_options: options of :class:`~torchrl_bicnet.BiCNet`.
 
     Raises:
-        TypeError: for ``net=`` with net options, an unknown net option, or (in forward) a mask that is not boolean.
+        TypeError: for ``net=`` with net options, an unknown net option, keys that are not a list, or (in forward) a
+            mask that is not boolean.
+        KeyError: in forward, if there is no mask at ``mask_key``.
         ValueError: in forward, for inputs of another shape.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
@@ -246,16 +254,16 @@ class BiCNetCritic(_AgentModule):
         group: NestedKey = "agents",
         mask_key: NestedKey | None = None,
         net: nn.Module | None = None,
-        in_keys: Sequence[NestedKey] | None = None,
-        out_keys: Sequence[NestedKey] | None = None,
+        in_keys: list[NestedKey] | None = None,
+        out_keys: list[NestedKey] | None = None,
         **net_options: Any,
     ) -> None:
-        in_keys = [_key(group, "observation"), _key(group, "action")] if in_keys is None else in_keys
-        out_keys = [_key(group, "state_action_value")] if out_keys is None else out_keys
+        in_keys = [unravel_key((group, "observation")), unravel_key((group, "action"))] if in_keys is None else in_keys
+        out_keys = [unravel_key((group, "state_action_value"))] if out_keys is None else out_keys
         if len(out_keys) != 1:
             raise ValueError(f"The critic writes one key, the state-action value, found out_keys={out_keys}.")
         net = self._make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
-        super().__init__(_AgentNet(net, masked=mask_key is not None), in_keys, out_keys, group, mask_key)
+        super().__init__(_MaskedNet(net, mask_key), in_keys, out_keys, group, mask_key)
 
     @classmethod
     def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetCritic:
@@ -266,7 +274,7 @@ class BiCNetCritic(_AgentModule):
 
         Keyword Args:
             group (NestedKey, optional): the group. ``None``: the only one.
-            **kwargs: anything the constructor takes.
+            **kwargs: anything the constructor takes; ``device`` defaults to the environment's.
 
         Raises:
             ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
@@ -280,17 +288,21 @@ class BiCNetCritic(_AgentModule):
             >>> critic(actor(env.reset()))["agents", "state_action_value"].shape
             torch.Size([2, 3, 1])
         """
-        group = _find_group(env, group)
-        *observations, action = kwargs.get("in_keys") or [_key(group, "observation"), _key(group, "action")]
+        group = find_group(env, group)
+        *observations, action = kwargs.get(
+            "in_keys", [unravel_key((group, name)) for name in ("observation", "action")]
+        )
         n_agent_inputs = sum(_size(env, key) for key in observations)
         n_agent_actions = _size(env, action)
+        if "net" not in kwargs:
+            kwargs.setdefault("device", env.device)
         if not kwargs.get("share_params", True):
             kwargs.setdefault("n_agents", env.full_action_spec[action].shape[-2])
         return cls(n_agent_inputs, n_agent_actions, group=group, **kwargs)
 
 
-def _key(group: NestedKey, name: str) -> NestedKey:
-    return unravel_key((group, name))
+def _given(kwargs: dict[str, Any], name: str, default: list[NestedKey]) -> list[NestedKey]:
+    return default if kwargs.get(name) is None else kwargs[name]
 
 
 def _leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
@@ -322,7 +334,8 @@ def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     return low.clone(), high.clone()
 
 
-def _find_group(env: EnvBase, group: NestedKey | None) -> NestedKey:
+def find_group(env: EnvBase, group: NestedKey | None) -> NestedKey:
+    """The group given or, for ``None``, the only one; a ValueError that lists them if that is not to be had."""
     groups = [key[0] if len(key) == 2 else key[:-1] for key in env.action_keys if isinstance(key, tuple)]
     group = None if group is None else unravel_key(group)
     if not groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torchrl_bicnet.communication import (
 )
 
 CommunicationName = Literal["lstm", "gru", "rnn", "mean", "attention", "none"]
-_NAMES = ("lstm", "gru", "rnn", "mean", "attention", "none")
 
 
 class BiCNet(nn.Module):
@@ -29,6 +28,9 @@ class BiCNet(nn.Module):
     With ``share_params=True`` one encoder and one decoder serve every agent: the number of parameters does not
     depend on the number of agents ``N``, and the same weights run on any ``N``. With ``False`` every agent slot has
     its own encoder and decoder around the one shared communication layer.
+
+    With a mask the agents present act as in the team from which the absent were removed (with ``share_params=False``
+    each with the parameters of its own slot), whatever the absent slots hold.
 
     Args:
         n_agent_inputs (int): size of each agent's input, summed over the inputs.
@@ -65,9 +67,10 @@ class BiCNet(nn.Module):
         - output: ``(*B, N, n_agent_outputs)``, zero for absent agents.
 
     Raises:
-        ValueError: for an unknown communication, a ``skip`` beyond the inputs, ``share_params=False`` without
-            ``n_agents``, or inputs of another shape.
-        TypeError: for a mask that is not boolean, or a module that lacks the attributes named above.
+        ValueError: for an unknown communication, a ``skip`` beyond the inputs, a batch norm, ``share_params=False``
+            without ``n_agents``, or inputs of another shape.
+        TypeError: for a mask that is not boolean, ``num_cells`` that are no sequence, or a module that lacks the
+            attributes named above.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     figure 1.
@@ -112,6 +115,10 @@ class BiCNet(nn.Module):
         self.n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
         if not 0 <= self.n_skipped <= n_agent_inputs:
             raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
+        if isinstance(num_cells, int):
+            raise TypeError(f"num_cells must be a sequence of widths, such as ({num_cells},), found {num_cells}.")
+        if norm_class is nn.BatchNorm1d:
+            raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
         if not share_params and n_agents is None:
             raise ValueError("share_params=False gives every agent slot its own networks and needs n_agents.")
         self.n_agents = None if share_params else n_agents
@@ -146,7 +153,8 @@ class BiCNet(nn.Module):
     def forward(self, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self._concatenate(inputs)
         x = mask_absent(x, mask)
-        heard = self.communication(self.encoder(x), mask) if mask is not None else self.communication(self.encoder(x))
+        # Masked here too: a layer of the user's own may leave anything in the absent slots.
+        heard = mask_absent(self.communication(self.encoder(x), mask), mask)
         out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
         return mask_absent(out, mask)
 
@@ -181,4 +189,4 @@ def _make_communication(name: str, in_features: int, hidden_size: int, device: t
         return AttentionCommunication(in_features, 2 * hidden_size, device=device)
     if name == "none":
         return NoCommunication(in_features)
-    raise ValueError(f"communication must be one of {_NAMES} or a module, found {name!r}.")
+    raise ValueError(f"communication must be one of {get_args(CommunicationName)} or a module, found {name!r}.")

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
 
-from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic, _key
+from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
 
 def make_ddpg_loss(
@@ -31,7 +31,8 @@ def make_ddpg_loss(
 
     Rewards, done and terminated are read at ``("next", group, ...)``. With the modules' ``mask_key``, absent agents are
     left out of both losses; their rewards, NaN too, reach neither the target nor a metric. The target uses the mask at
-    ``("next", ...)``: an agent that leaves the team has no value afterwards.
+    ``("next", ...)``: an agent that leaves the team has no value afterwards. A later ``loss.make_value_estimator(...)``
+    replaces the estimator that keeps the rewards of the absent out of the metrics; the losses stay right.
 
     Args:
         actor (BiCNetActor): the policy.
@@ -50,6 +51,7 @@ def make_ddpg_loss(
     Raises:
         ValueError: if the modules differ in group or mask, if the critic does not read the action the actor writes,
             or for a gamma outside [0, 1] or an unknown loss function.
+        KeyError: in the loss's forward, if a mask is missing at ``mask_key`` or its ``("next", ...)`` twin.
 
     References: Peng et al., 2017, https://arxiv.org/abs/1703.10069, theorem 1 and section 3.3; Lillicrap et al.,
     *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1.
@@ -80,9 +82,9 @@ def make_ddpg_loss(
     loss = DDPGLoss(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
     loss.set_keys(
         state_action_value=critic.out_keys[0],
-        reward=_key(actor.group, "reward"),
-        done=_key(actor.group, "done"),
-        terminated=_key(actor.group, "terminated"),
+        reward=unravel_key((actor.group, "reward")),
+        done=unravel_key((actor.group, "done")),
+        terminated=unravel_key((actor.group, "terminated")),
     )
     if actor.mask_key is None:
         loss.make_value_estimator(gamma=gamma)
@@ -103,7 +105,7 @@ class _MaskedTD0Estimator(TD0Estimator):
         self.mask_key = mask_key
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
-        mask = tensordict.get(self.mask_key).unsqueeze(-1)
+        mask = tensordict[self.mask_key].unsqueeze(-1)
         reward_key = ("next", self.tensor_keys.reward)
         reward = tensordict.get(reward_key)
         # The TD error of every slot is a metric: zero before the arithmetic, and the absent slot's target after it.

@@ -8,6 +8,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def make_vmas_env(
 
     Raises:
         ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1.
-        TypeError: for an option the scenario does not have; the message lists those it has.
+        TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
+            neither a name nor an instance.
 
     References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
     Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.
@@ -95,25 +97,28 @@ def _build(
         if scenario not in shipped:
             raise ValueError(f"Unknown VMAS scenario {scenario!r}; VMAS has {', '.join(shipped)}.")
         scenario = load(f"{scenario}.py").Scenario()
-    # What VMAS's Environment takes beside the scenario's options is ours to decide.
-    wrong = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
-    if not wrong:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Scenario kwargs: .* passed but not used")
-            try:
-                return _Environment(scenario, num_envs, device, seed=seed, **options)
-            except UserWarning:
-                wrong = sorted(set(options) - _scenario_options(scenario))
-    known = ", ".join(sorted(_scenario_options(scenario))) or "none"
+    elif not isinstance(scenario, BaseScenario):
+        raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
+    ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
+    if ours:
+        raise TypeError(f"{', '.join(ours)}: arguments of VMAS's Environment, which make_vmas_env sets itself.")
+    with warnings.catch_warnings():
+        unused = "Scenario kwargs: .* passed but not used"
+        warnings.filterwarnings("error", message=unused)
+        try:
+            return _Environment(scenario, num_envs, device, seed=seed, **options)
+        except UserWarning as warning:
+            if not re.match(unused, str(warning)):
+                raise
+            wrong = [option for option in options if repr(option) in str(warning)]
+    known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"
     raise TypeError(f"Scenario {name!r} has no option {', '.join(wrong)}; it has {known}.")
 
 
 def _scenario_options(scenario: BaseScenario) -> set[str]:
-    """The names that ``make_world`` takes from its keyword arguments, read off its source."""
-    try:
-        source = inspect.getsource(scenario.make_world)
-    except OSError:  # typed into an interpreter
-        return set()
+    """The names that a scenario takes from its keyword arguments, read off its source file."""
+    file = inspect.getsourcefile(scenario.make_world)
+    source = Path(file).read_text() if file is not None and Path(file).exists() else ""
     return set(re.findall(r"kwargs\.(?:pop|get)\(\s*[\"'](\w+)[\"']", source))
 
 
@@ -184,6 +189,14 @@ class _Environment(Environment):
         seed = 0 if seed is None else seed
         self.random_stream.seed(seed)
         return [seed]
+
+    def to(self, device: torch.device | str) -> None:
+        device = torch.device(device)
+        if device != self.device:
+            with self.random_stream:
+                seed = random.getrandbits(31)
+            self.random_stream = _RandomStream(seed, device)
+        super().to(device)
 
     reset = _in_own_stream(Environment.reset)
     reset_at = _in_own_stream(Environment.reset_at)
