@@ -69,11 +69,17 @@ class TestActor:
                     action = wild(TensorDict({"agents": {"observation": observation}}))["agents", "action"]
                 assert (action >= low).all()
                 assert (action <= high).all()
-        # The whole range is used: both bounds are reached, by a param at the ends of the float range.
-        reached = BiCNetActor(2, Bounded(low, high), net=nn.Identity())
+
+    def test_the_ends_of_the_range_are_the_bounds_after_rounding(self):
+        torch.manual_seed(0)
+        low = torch.randn(1, 10_000) * 10.0 ** torch.randint(-6, 7, (1, 10_000))
+        high = low + torch.rand(1, 10_000) * 10.0 ** torch.randint(-6, 7, (1, 10_000))
+        actor = BiCNetActor(10_000, Bounded(low, high), net=nn.Identity())
         for end, bound in ((-1e30, low), (1e30, high)):
-            td = TensorDict({"agents": {"observation": torch.full((3, 2), end)}})
-            torch.testing.assert_close(reached(td)["agents", "action"], bound)
+            action = actor(TensorDict({"agents": {"observation": torch.full((1, 10_000), end)}}))["agents", "action"]
+            assert (action >= low).all()
+            assert (action <= high).all()
+            assert ((action - bound).abs() <= 1e-6 * torch.maximum(low.abs(), high.abs())).all()
 
     def test_squashing_by_hand(self):
         actor = BiCNetActor(1, Bounded(torch.tensor([[2.0]]), torch.tensor([[6.0]])), net=nn.Identity())
