@@ -37,9 +37,11 @@ EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
 @dataclass
 class Options:
     scenario: str = "navigation"
-    """VMAS scenario, with one group of agents."""
+    """VMAS scenario; each group of agents has its own actor and critic"""
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, such as `n_agents 3 shared_rew False`"""
+    pad: bool = False
+    """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: int = 100
     """time limit of an episode, in steps"""
     num_envs: int = 60
@@ -105,92 +107,114 @@ def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
         max_steps=options.max_steps,
         device=options.device,
         seed=seed,
+        pad=options.pad,
         **options.scenario_options,
     )
 
 
-def make_modules(options: Options, env: EnvBase) -> tuple[BiCNetActor, BiCNetCritic]:
+def make_modules(options: Options, env: EnvBase) -> tuple[dict[str, BiCNetActor], dict[str, BiCNetCritic]]:
+    """An actor and a critic for each group of agents."""
     net = {name: getattr(options, name) for name in ("communication", "hidden_size", "num_cells", "share_params")}
-    actor = BiCNetActor.from_env(env, device=options.device, **net)
-    critic = BiCNetCritic.from_env(env, device=options.device, **net)
-    return actor, critic
+    actors, critics = {}, {}
+    for group in env.group_map:
+        actors[group] = BiCNetActor.from_env(env, group=group, **net)
+        critics[group] = BiCNetCritic.from_env(env, group=group, **net)
+    return actors, critics
 
 
-def train(options: Options) -> tuple[Tensor, Tensor]:
-    """Returns of the test episodes before and after training, each (test_episodes, N)."""
+def train(options: Options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns of the test episodes before and after training, for each group (test_episodes, N)."""
     torch.manual_seed(options.seed)
 
     env = make_env(options, options.num_envs, options.seed)
     eval_env = make_env(options, options.eval_episodes, EVAL_SEED)
     test_env = make_env(options, options.test_episodes, TEST_SEED)
-    actor, critic = make_modules(options, env)
+    actors, critics = make_modules(options, env)
+    groups = list(actors)
+    policy = TensorDictSequential(*actors.values())
 
     # Exploration
     n_batches = options.total_frames // options.frames_per_batch
-    noise = AdditiveGaussianModule(
-        actor.spec,
-        sigma_init=options.sigma_start,
-        sigma_end=options.sigma_end,
-        annealing_num_steps=max(int(n_batches * options.sigma_fraction), 1),
-        action_key=actor.out_keys[-1],
-        device=options.device,
-    )
+    noises = [
+        AdditiveGaussianModule(
+            actor.spec,
+            sigma_init=options.sigma_start,
+            sigma_end=options.sigma_end,
+            annealing_num_steps=max(int(n_batches * options.sigma_fraction), 1),
+            action_key=actor.out_keys[-1],
+            device=options.device,
+        )
+        for actor in actors.values()
+    ]
 
-    # Loss and target networks
-    loss = make_ddpg_loss(actor, critic, gamma=options.gamma)
-    target_update = SoftUpdate(loss, tau=options.tau)
-    optimiser = torch.optim.Adam(
-        [
-            {"params": list(actor.parameters()), "lr": options.actor_lr},
-            {"params": list(critic.parameters()), "lr": options.critic_lr},
-        ],
-        fused=True,
-    )
-    parameters = [*actor.parameters(), *critic.parameters()]
+    # Losses, target networks and optimisers
+    losses = {group: make_ddpg_loss(actors[group], critics[group], gamma=options.gamma) for group in groups}
+    target_updates = {group: SoftUpdate(losses[group], tau=options.tau) for group in groups}
+    optimisers = {
+        group: torch.optim.Adam(
+            [
+                {"params": list(actors[group].parameters()), "lr": options.actor_lr},
+                {"params": list(critics[group].parameters()), "lr": options.critic_lr},
+            ],
+            fused=True,
+        )
+        for group in groups
+    }
+    transition_keys = {key for loss in losses.values() for key in loss.in_keys}
 
     # Collection and replay of transitions
     collector = Collector(
         env,
-        TensorDictSequential(actor, noise),
+        TensorDictSequential(policy, *noises),
         frames_per_batch=options.frames_per_batch,
-        total_frames=n_batches * options.frames_per_batch,
+        total_frames=options.total_frames,
     )
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
 
-    def test() -> Tensor:
-        return evaluate(test_env, actor, max_steps=options.max_steps, seed=TEST_SEED)
+    def returns(env: EnvBase, seed: int) -> dict[str, Tensor]:
+        return {group: evaluate(env, policy, max_steps=options.max_steps, seed=seed, group=group) for group in groups}
 
-    def evaluation() -> dict[str, Tensor]:
-        returns = evaluate(eval_env, actor, max_steps=options.max_steps, seed=EVAL_SEED)
-        return {"evaluation_return": returns.mean(), "evaluation_return_stderr": standard_error(returns)}
+    def evaluation() -> Metrics:
+        return {
+            (group, name): value
+            for group, result in returns(eval_env, EVAL_SEED).items()
+            for name, value in mean_and_standard_error(result).items()
+        }
 
-    run = Run(options)
-    before = test()
+    run = Run(options, groups)
+    before = returns(test_env, TEST_SEED)
     run.log(0, evaluation())
 
     for step, batch in enumerate(collector, start=1):
         frames = step * options.frames_per_batch
-        replay_buffer.extend(batch.reshape(-1).select(*loss.in_keys, strict=False))
+        replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
+        metrics: Metrics = {}
         for _ in range(options.updates_per_batch):
-            losses = loss(replay_buffer.sample())
-            (losses["loss_actor"] + losses["loss_value"]).backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            target_update.step()
-        noise.step()
+            sample = replay_buffer.sample()
+            for group in groups:
+                output = losses[group](sample)
+                (output["loss_actor"] + output["loss_value"]).backward()
+                parameters = [*actors[group].parameters(), *critics[group].parameters()]
+                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+                optimisers[group].step()
+                optimisers[group].zero_grad()
+                target_updates[group].step()
+                metrics |= {(group, name): output[name].detach() for name in ("loss_actor", "loss_value")}
+                metrics[group, "grad_norm"] = grad_norm
+        for noise in noises:
+            noise.step()
 
-        metrics = {name: losses[name].detach() for name in ("loss_actor", "loss_value")}
-        metrics |= {"grad_norm": grad_norm, "sigma": noise.sigma, **finished_episodes(batch, actor.group)}
+        metrics |= {(group, "sigma"): noise.sigma for group, noise in zip(groups, noises)}
+        metrics |= finished_episodes(batch, groups)
         if frames // options.eval_interval > (frames - options.frames_per_batch) // options.eval_interval:
             metrics |= evaluation()
         run.log(frames, metrics)
 
     collector.shutdown()
-    after = test()
-    run.finish(actor, critic, before, after)
+    after = returns(test_env, TEST_SEED)
+    run.finish(actors, critics, before, after)
     return before, after
 
 
@@ -230,24 +254,29 @@ def check(options: Options) -> None:
     make_modules(options, make_env(options, 1, seed=0))
 
 
-def finished_episodes(batch: TensorDictBase, group: str) -> dict[str, Tensor]:
+Metrics = dict[tuple[str, str], Tensor]  # (group, name) to a scalar
+
+
+def finished_episodes(batch: TensorDictBase, groups: list[str]) -> Metrics:
     """The mean return of the episodes that ended in a batch, over agents, if any did."""
     ended = batch["next", "done"].squeeze(-1)
     if not ended.any():
         return {}
-    return {"training_return": batch["next"].get((group, "episode_reward"))[ended].mean()}
+    return {(group, "training_return"): batch["next", group, "episode_reward"][ended].mean() for group in groups}
 
 
-def standard_error(returns: Tensor) -> Tensor:
-    """Of the mean over episodes, for the mean over agents as the return of an episode; returns: (episodes, N)."""
-    return returns.mean(-1).std() / len(returns) ** 0.5
+def mean_and_standard_error(returns: Tensor) -> dict[str, Tensor]:
+    """Over episodes, of the mean over agents; returns: (episodes, N)."""
+    episodes = returns.mean(-1)
+    return {"evaluation_return": episodes.mean(), "evaluation_return_stderr": episodes.std() / len(episodes) ** 0.5}
 
 
 class Run:
     """The run folder, its loggers and the progress bar."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, groups: list[str]) -> None:
         self.options = options
+        self.groups = groups
         default = f"runs/{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = options.run_folder or Path(default)
         self.folder.mkdir(parents=True)
@@ -264,31 +293,49 @@ class Run:
         self.bar = tqdm(total=options.total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
         self.shown: dict[str, str] = {}
 
-    def log(self, frames: int, metrics: dict[str, Tensor]) -> None:
+    def name(self, group: str, name: str) -> str:
+        """``name`` of the only group, ``group/name`` of several."""
+        return name if len(self.groups) == 1 else f"{group}/{name}"
+
+    def log(self, frames: int, metrics: Metrics) -> None:
         self.bar.update(frames - self.bar.n)
         rate = self.bar.format_dict["rate"]
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {self.name(*key): float(value) for key, value in metrics.items()}
+        shown = ("evaluation_return", "training_return", "loss_actor", "loss_value")
+        self.shown |= {name: f"{value:.3g}" for name, value in values.items() if name.endswith(shown)}
         if rate is not None:
             values["frames_per_second"] = rate
         for logger in self.loggers:
             for name, value in values.items():
                 logger.log_scalar(name, value, step=frames)
-        names = ("evaluation_return", "training_return", "loss_actor", "loss_value")
-        self.shown |= {name: f"{values[name]:.3g}" for name in names if name in values}
         self.bar.set_postfix(self.shown)
 
-    def finish(self, actor: BiCNetActor, critic: BiCNetCritic, before: Tensor, after: Tensor) -> None:
+    def finish(
+        self,
+        actors: dict[str, BiCNetActor],
+        critics: dict[str, BiCNetCritic],
+        before: dict[str, Tensor],
+        after: dict[str, Tensor],
+    ) -> None:
         self.bar.close()
-        torch.save({"actor": actor.state_dict(), "critic": critic.state_dict()}, self.folder / "weights.pt")
-        returns = {"before": before.mean(-1).tolist(), "after": after.mean(-1).tolist()}
+        weights, returns, lines = {}, {}, []
+        for group in self.groups:
+            weights[self.name(group, "actor")] = actors[group].state_dict()
+            weights[self.name(group, "critic")] = critics[group].state_dict()
+            first, last = mean_and_standard_error(before[group]), mean_and_standard_error(after[group])
+            returns[self.name(group, "before")] = before[group].mean(-1).tolist()
+            returns[self.name(group, "after")] = after[group].mean(-1).tolist()
+            lines.append(
+                f"{self.name(group, 'evaluation return')}: {first['evaluation_return']:.2f} ± "
+                f"{first['evaluation_return_stderr']:.2f} before, {last['evaluation_return']:.2f} ± "
+                f"{last['evaluation_return_stderr']:.2f} after {self.options.total_frames} frames "
+                f"(mean ± standard error of {len(after[group])} episodes)"
+            )
+        torch.save(weights, self.folder / "weights.pt")
         (self.folder / "test_returns.json").write_text(json.dumps(returns) + "\n")
         plot_learning_curves([self.folder], self.folder / "learning_curve.png")
         print(f"Options, metrics, weights and learning_curve.png are in {self.folder}")
-        print(
-            f"evaluation return: {before.mean():.2f} ± {standard_error(before):.2f} before, "
-            f"{after.mean():.2f} ± {standard_error(after):.2f} after {self.options.total_frames} frames "
-            f"(mean ± standard error of {len(after)} episodes)"
-        )
+        print("\n".join(lines))
 
 
 def plot_learning_curves(folders: list[Path], picture: Path) -> None:
@@ -297,12 +344,14 @@ def plot_learning_curves(folders: list[Path], picture: Path) -> None:
     axes = figure.subplots()
     for folder in folders:
         options = json.loads((folder / "run.json").read_text())["options"]
-        scalars = folder / "scalars"
-        frames, means = zip(*read_csv(scalars / "evaluation_return.csv"))
-        errors = [error for _, error in read_csv(scalars / "evaluation_return_stderr.csv")]
-        axes.plot(frames, means, marker="o", markersize=3, label=f"{options['communication']}, seed {options['seed']}")
-        low, high = zip(*[(mean - error, mean + error) for mean, error in zip(means, errors)])
-        axes.fill_between(frames, low, high, alpha=0.2)
+        for curve in sorted((folder / "scalars").rglob("evaluation_return.csv")):
+            frames, means = zip(*read_csv(curve))
+            errors = [error for _, error in read_csv(curve.with_name("evaluation_return_stderr.csv"))]
+            group = "" if curve.parent.name == "scalars" else f"{curve.parent.name}, "
+            label = f"{group}{options['communication']}, seed {options['seed']}"
+            axes.plot(frames, means, marker="o", markersize=3, label=label)
+            low, high = zip(*[(mean - error, mean + error) for mean, error in zip(means, errors)])
+            axes.fill_between(frames, low, high, alpha=0.2)
     axes.set(xlabel="environment frames", ylabel="return per agent", title=options["scenario"])
     axes.grid(alpha=0.3)
     axes.legend()

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 import vmas
-from torchrl.envs.utils import check_env_specs
+from torchrl.envs.utils import MarlGroupMapType, check_env_specs
 from vmas.simulator.core import Agent, World
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
-from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet import BiCNetActor, make_vmas_env
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])
 
@@ -264,6 +264,67 @@ def test_group_map():
     td = env.rollout(2)
     assert td["two", "observation"].shape == (2, 2, 2, 18)
     assert td["next", "one", "truncated"].shape == (2, 2, 1, 1)
+
+
+class TestPadding:
+    def test_observations_are_padded_and_kinds_told_apart(self):
+        plain = make_vmas_env("simple_speaker_listener", 4, seed=0)
+        padded = make_vmas_env("simple_speaker_listener", 4, seed=0, pad=True)
+        check_env_specs(padded)
+        plain.set_seed(1), padded.set_seed(1)
+        apart, together = plain.reset(), padded.reset()
+        for _ in range(3):
+            team = together["agents", "observation"]
+            assert team.shape == (4, 2, 13)
+            assert torch.equal(team[:, 0, :3], apart["speaker", "observation"][:, 0])
+            assert torch.equal(team[:, 1, :11], apart["listener", "observation"][:, 0])
+            assert (team[:, 0, 3:11] == 0).all()
+            assert torch.equal(team[..., 11:], torch.eye(2).expand(4, 2, 2))
+            # The padded actions do what the plain ones do.
+            action = padded.full_action_spec["agents", "action"].rand()
+            apart["speaker", "action"], apart["listener", "action"] = action[:, :1], action[:, 1:, :2]
+            apart = plain.step(apart)["next"]
+            together = padded.step(together.set(("agents", "action"), action))["next"]
+            assert torch.equal(together["agents", "reward"][:, 1], apart["listener", "reward"][:, 0])
+
+    def test_padded_action_entries_are_zero(self):
+        env = make_vmas_env("simple_speaker_listener", 4, pad=True)
+        space = env.full_action_spec["agents", "action"].space
+        assert (space.low[:, 1, 2:] == 0).all()
+        assert (space.high[:, 1, 2:] == 0).all()
+        td = env.rollout(3, BiCNetActor.from_env(env))
+        assert (td["agents", "action"][:, :, 1, 2:] == 0).all()
+        assert (td["agents", "action"][:, :, 0] != 0).all()
+
+    def test_the_listener_acts_on_what_the_speaker_sees(self):
+        env = make_vmas_env("simple_speaker_listener", 4, pad=True, seed=0)
+        actor = BiCNetActor.from_env(env)
+        td = env.reset()
+        silent = actor(td.clone())["agents", "action"][:, 1, :2]
+        td["agents", "observation"] = td["agents", "observation"].clone()
+        td["agents", "observation"][:, 0, :3] += 1
+        assert (actor(td)["agents", "action"][:, 1, :2] != silent).all()
+
+    def test_two_roles_of_one_size_and_groups_of_ones_own(self):
+        group_map = {"pair": ["adversary_0", "agent_0"], "rest": ["adversary_1", "adversary_2"]}
+        env = make_vmas_env("simple_tag", 2, group_map=group_map, pad=True)
+        td = env.reset()
+        assert td["pair", "observation"].shape == (2, 2, 16 + 2)
+        assert td["rest", "observation"].shape == (2, 2, 16)  # of one kind: left as it is
+        check_env_specs(env)
+
+    def test_nothing_to_pad(self):
+        with pytest.raises(ValueError, match="nothing to pad: every group has agents of one kind"):
+            make_vmas_env("navigation", 2, pad=True)
+
+    def test_without_padding_the_error_says_what_to_do(self):
+        env = make_vmas_env("simple_speaker_listener", 2, group_map=MarlGroupMapType.ALL_IN_ONE_GROUP)
+        with pytest.raises(ValueError, match=r"have different sizes.*pad=True"):
+            BiCNetActor.from_env(env)
+
+    def test_agents_of_one_size_with_different_bounds_need_no_padding(self):
+        env = make_vmas_env("simple_push", 2, group_map={"all": ["adversary_0", "agent_0"]})
+        assert env.full_action_spec["all", "action"].shape == (2, 2, 2)
 
 
 def test_misuse_names_what_was_found_and_expected():

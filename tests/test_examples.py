@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from examples import train_vmas
-from examples.train_vmas import Options, check, read_csv, train
+from examples.train_vmas import Options, check, make_env, read_csv, train
 from torchrl_bicnet import make_vmas_env
 
 SCRIPT = Path(train_vmas.__file__)
@@ -36,6 +36,7 @@ def run(tmp_path, name="run", **changes):
 
 def test_a_run_leaves_options_metrics_weights_and_a_picture(tmp_path, capsys):
     options, before, after = run(tmp_path)
+    before, after = before["agents"], after["agents"]
     assert before.shape == after.shape == (5, 4)
     folder = options.run_folder
     written = json.loads((folder / "run.json").read_text())
@@ -59,8 +60,8 @@ def test_a_run_leaves_options_metrics_weights_and_a_picture(tmp_path, capsys):
     # The weights load into modules made from the options, by a loader that runs no code.
     weights = torch.load(folder / "weights.pt", weights_only=True)
     env = make_vmas_env("navigation", 1)
-    for module, name in zip(train_vmas.make_modules(options, env), ("actor", "critic")):
-        module.load_state_dict(weights[name])
+    for modules, name in zip(train_vmas.make_modules(options, env), ("actor", "critic")):
+        modules["agents"].load_state_dict(weights[name])
 
 
 def test_one_seed_is_one_run_to_the_bit_and_another_seed_differs(tmp_path):
@@ -88,7 +89,42 @@ def test_every_communication(tmp_path, communication):
 
 def test_other_scenarios_options_and_separate_parameters(tmp_path):
     options = {"scenario_options": {"n_agents": 3}, "share_params": False, "scenario": "simple_spread"}
-    assert run(tmp_path, total_frames=40, **options)[2].shape == (5, 3)
+    assert run(tmp_path, total_frames=40, **options)[2]["agents"].shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "sizes"),
+    [
+        ("diff_drive", {"diff_drive": 1, "holo_rot": 1}),
+        ("kinematic_bicycle", {"bicycle": 1, "holo_rot": 1}),
+        ("simple_adversary", {"adversary": 1, "agent": 2}),
+        ("simple_crypto", {"eve": 1, "bob": 1, "alice": 1}),
+        ("simple_push", {"adversary": 1, "agent": 1}),
+        ("simple_speaker_listener", {"speaker": 1, "listener": 1}),
+        ("simple_tag", {"adversary": 3, "agent": 1}),
+        ("simple_world_comm", {"lead_adversary": 1, "adversary": 3, "agent": 2}),
+        ("football", {"agent_blue": 2, "agent_red": 2}),
+    ],
+)
+def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenario, sizes):
+    players = {"n_blue_agents": 2, "n_red_agents": 2, "ai_red_agents": False} if scenario == "football" else {}
+    options, _, after = run(tmp_path, scenario=scenario, scenario_options=players, total_frames=40)
+    assert {group: returns.shape for group, returns in after.items()} == {g: (5, n) for g, n in sizes.items()}
+    weights = torch.load(options.run_folder / "weights.pt", weights_only=True)
+    assert weights.keys() == {f"{group}/{name}" for group in sizes for name in ("actor", "critic")}
+    torch.manual_seed(options.seed)
+    initial, _ = train_vmas.make_modules(options, make_env(options, 1, 0))
+    for group, n_agents in sizes.items():
+        assert read_csv(options.run_folder / f"scalars/{group}/loss_value.csv")[0][0] == 40
+        for key, value in initial[group].state_dict().items():
+            # Bounds stay; an agent alone hears nobody, so its recurrent weights multiply zeros.
+            stays = key.endswith(("low", "high")) or (n_agents == 1 and "weight_hh" in key)
+            assert torch.equal(value, weights[f"{group}/actor"][key]) == stays, key
+
+
+def test_a_padded_team_trains_in_one_group(tmp_path):
+    changes = {"scenario": "simple_speaker_listener", "pad": True, "total_frames": 40}
+    assert run(tmp_path, **changes)[2]["agents"].shape == (5, 2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
@@ -129,7 +165,7 @@ def test_it_explores_and_the_targets_follow(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_moves_to_cuda(tmp_path):
-    assert run(tmp_path, device="cuda")[2].device.type == "cuda"
+    assert run(tmp_path, device="cuda")[2]["agents"].device.type == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +173,7 @@ def test_everything_moves_to_cuda(tmp_path):
     [
         ({"scenario": "navigatoin"}, ValueError, "Unknown VMAS scenario 'navigatoin'; VMAS has"),
         ({"scenario_options": {"n_agent": 3}}, TypeError, "no option n_agent; it has"),
-        ({"scenario": "simple_tag"}, ValueError, "several groups"),
+        ({"pad": True}, ValueError, "nothing to pad"),
         ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs .* num_envs=7"),
         ({"total_frames": 130}, ValueError, "total_frames=130"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
@@ -199,7 +235,7 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
 def test_the_defaults_learn_navigation(tmp_path):
     """A seed of its own, beside those of benchmarks/results: at least 3.9 of about 4.2 at 120,000 frames."""
     options = Options(seed=7, run_folder=tmp_path / "run")
-    before, after = train(options)
+    before, after = (returns["agents"] for returns in train(options))
     assert options.total_frames == 120_000
     assert before.mean() < 0
     assert after.shape == (1000, 4)

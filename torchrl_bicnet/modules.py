@@ -355,7 +355,7 @@ def _size(env: EnvBase, key: NestedKey) -> int:
     size = spec[key].shape[-1]
     if size < 0:
         raise ValueError(
-            f"The agents that share {key!r} have different sizes; a net shared by the agents needs equal ones. Put "
-            f"agents of one size into a group of their own (group_map= of make_vmas_env)."
+            f"The agents that share {key!r} have different sizes; the net they share needs equal ones. Make the "
+            f"environment with make_vmas_env(..., pad=True), or put agents of one size into a group (group_map=)."
         )
     return size

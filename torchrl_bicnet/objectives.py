@@ -29,10 +29,13 @@ def make_ddpg_loss(
     ``-Q_i(s, mu(s))``: its gradient sums ``dQ_i/da_j da_j/dtheta`` over all pairs of agents ``i`` and ``j``, which is
     BiCNet's Theorem 1 up to ``1/N``.
 
-    Rewards, done and terminated are read at ``("next", group, ...)``. With the modules' ``mask_key``, absent agents are
-    left out of both losses; their rewards, NaN too, reach neither the target nor a metric. The target uses the mask at
-    ``("next", ...)``: an agent that leaves the team has no value afterwards. A later ``loss.make_value_estimator(...)``
-    replaces the estimator that keeps the rewards of the absent out of the metrics; the losses stay right.
+    Rewards, done and terminated are read at ``("next", group, ...)``, the squared TD error is written to
+    ``(group, "td_error")``, so that the losses of several groups share a batch.
+
+    With the modules' ``mask_key``, absent agents are left out of both losses; their rewards, NaN too, reach neither the
+    target nor a metric. The target uses the mask at ``("next", ...)``: an agent that leaves the team has no value
+    afterwards. A later ``loss.make_value_estimator(...)`` replaces the estimator that keeps the rewards of the absent
+    out of the metrics; the losses stay right.
 
     Args:
         actor (BiCNetActor): the policy.
@@ -85,6 +88,7 @@ def make_ddpg_loss(
         reward=unravel_key((actor.group, "reward")),
         done=unravel_key((actor.group, "done")),
         terminated=unravel_key((actor.group, "terminated")),
+        priority=unravel_key((actor.group, "td_error")),
     )
     if actor.mask_key is None:
         loss.make_value_estimator(gamma=gamma)

@@ -13,11 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from gym import spaces
+from torch import Tensor
+from torchrl.data import Bounded, Composite
 from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter, TransformedEnv, VmasWrapper
+from torchrl.envs.utils import MarlGroupMapType, check_marl_grouping
 from vmas import debug_scenarios, mpe_scenarios, scenarios
 from vmas.scenarios import load
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
+
+from torchrl_bicnet.envs.padding import Padding
 
 
 def make_vmas_env(
@@ -27,7 +33,8 @@ def make_vmas_env(
     max_steps: int | None = None,
     device: torch.device | str = "cpu",
     seed: int | None = None,
-    group_map: dict[str, list[str]] | None = None,
+    group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
+    pad: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
     """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
@@ -50,15 +57,18 @@ def make_vmas_env(
         max_steps (int, optional): time limit in steps. ``None``: no limit.
         device (torch.device): where to simulate. Defaults to ``"cpu"``.
         seed (int, optional): seed of the environment's random stream. ``None``: a different one each time.
-        group_map (dict, optional): group name to the names of its agents. Defaults to groups by the agents' names, as
-            in :class:`~torchrl.envs.VmasEnv`.
+        group_map (dict or MarlGroupMapType, optional): group name to the names of its agents. Defaults to groups by
+            the agents' names, as in :class:`~torchrl.envs.VmasEnv`; with ``pad=True`` to one group ``"agents"``.
+        pad (bool): lets agents of different kinds share a group, so that they can talk: observations are padded with
+            zeros to the longest of the group and get a one-hot of the agent's kind (its name before ``_INDEX`` and its
+            sizes), actions are padded with entries bound to 0. Defaults to ``False``.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1.
+        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1, ``pad=True`` with nothing to pad.
         TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
             neither a name nor an instance.
 
@@ -72,12 +82,21 @@ def make_vmas_env(
         (torch.Size([32, 5, 3, 18]), torch.Size([32, 5, 3, 1]))
         >>> td["next", "agents", "terminated"].shape, td["next", "truncated"].shape
         (torch.Size([32, 5, 3, 1]), torch.Size([32, 5, 1]))
+        >>> team = make_vmas_env("simple_speaker_listener", num_envs=32, pad=True)
+        >>> team.reset()["agents", "observation"].shape  # 3 and 11 features, padded, and a one-hot of 2 kinds
+        torch.Size([32, 2, 13])
     """
     for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
     environment = _build(scenario, num_envs, torch.device(device), seed, scenario_kwargs)
-    base_env = VmasWrapper(environment, group_map=group_map)
+    if pad:
+        group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
+        names = [agent.name for agent in environment.agents]
+        groups = group_map.get_group_map(names) if isinstance(group_map, MarlGroupMapType) else group_map
+        check_marl_grouping(groups, names)
+        environment.padding = Padding(environment, groups)
+    base_env = _VmasWrapper(environment, group_map=group_map)
     # StepCounter(None) would write no `truncated`.
     counter = StepCounter(torch.iinfo(torch.int64).max if max_steps is None else max_steps)
     copies = [
@@ -90,7 +109,7 @@ def make_vmas_env(
 
 def _build(
     scenario: str | BaseScenario, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]
-) -> Environment:
+) -> _Environment:
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     if isinstance(scenario, str):
         shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
@@ -120,6 +139,20 @@ def _scenario_options(scenario: BaseScenario) -> set[str]:
     file = inspect.getsourcefile(scenario.make_world)
     source = Path(file).read_text() if file is not None and Path(file).exists() else ""
     return set(re.findall(r"kwargs\.(?:pop|get)\(\s*[\"'](\w+)[\"']", source))
+
+
+class _VmasWrapper(VmasWrapper):
+    """TorchRL's wrapper with one Bounded spec for agents that differ in their action bounds alone."""
+
+    def _make_unbatched_group_specs(self, group: str) -> tuple[Composite | None, ...]:
+        observation, action, reward, info = super()._make_unbatched_group_specs(group)
+        bounds = [self.action_space[self.agent_names_to_indices_map[name]] for name in self.group_map[group]]
+        if len({space.shape for space in bounds}) == 1 and isinstance(bounds[0], spaces.Box):
+            low, high = (
+                torch.as_tensor(np.stack([getattr(space, end) for space in bounds])) for end in ("low", "high")
+            )
+            action = Composite(action=Bounded(low, high, device=self.device), shape=low.shape[:1], device=self.device)
+        return observation, action, reward, info
 
 
 class _RandomStream:
@@ -176,7 +209,9 @@ def _in_own_stream(method: Callable) -> Callable:
 
 
 class _Environment(Environment):
-    """VMAS's environment with a random stream of its own."""
+    """VMAS's environment with a random stream of its own and, if asked for, padded agents."""
+
+    padding: Padding | None = None
 
     def __init__(
         self, scenario: BaseScenario, num_envs: int, device: torch.device, *, seed: int | None, **options: Any
@@ -189,6 +224,15 @@ class _Environment(Environment):
         seed = 0 if seed is None else seed
         self.random_stream.seed(seed)
         return [seed]
+
+    def step(self, actions: list[Tensor]) -> list[Any]:
+        return self._step(actions if self.padding is None else self.padding.actions(actions))
+
+    def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
+        result = super()._get_from_scenario(get_observations, *args, **kwargs)
+        if self.padding is not None and get_observations:
+            result[0] = self.padding.observations(result[0])
+        return result
 
     def to(self, device: torch.device | str) -> None:
         device = torch.device(device)
@@ -203,6 +247,6 @@ class _Environment(Environment):
     get_from_scenario = _in_own_stream(Environment.get_from_scenario)
     seed = _in_own_stream(Environment.seed)
     done = _in_own_stream(Environment.done)
-    step = _in_own_stream(Environment.step)
+    _step = _in_own_stream(Environment.step)
     get_random_action = _in_own_stream(Environment.get_random_action)
     render = _in_own_stream(Environment.render)
