@@ -11,6 +11,7 @@ from torchrl_bicnet.evaluation import evaluate
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
+from torchrl_bicnet.plain import load_plain_bicnet
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "NoCommunication",
     "RecurrentCommunication",
     "evaluate",
+    "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
 ]

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.modules import MLP, MultiAgentMLP
 
 from torchrl_bicnet.communication import (
@@ -68,7 +69,7 @@ class BiCNet(nn.Module):
 
     Raises:
         ValueError: for an unknown communication, a ``skip`` beyond the inputs, a batch norm, ``share_params=False``
-            without ``n_agents``, or inputs of another shape.
+            without ``n_agents``, inputs of another shape, or a mask where a module given holds a batch norm.
         TypeError: for a mask that is not boolean, ``num_cells`` that are no sequence, or a module that lacks the
             attributes named above.
 
@@ -149,8 +150,11 @@ class BiCNet(nn.Module):
         self.communication = communication
         decoder_inputs = _features(communication, "out_features") + self.n_skipped
         self.decoder = mlp(decoder_inputs, n_agent_outputs, num_cells, False) if decoder is None else decoder
+        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def forward(self, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None and self._has_batch_norm:
+            raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = self._concatenate(inputs)
         x = mask_absent(x, mask)
         # Masked here too: a layer of the user's own may leave anything in the absent slots.
