@@ -8,6 +8,7 @@ from torchrl_bicnet.communication import (
 )
 from torchrl_bicnet.envs import make_vmas_env
 from torchrl_bicnet.evaluation import evaluate
+from torchrl_bicnet.exploration import ExplorationNoise
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
@@ -20,6 +21,7 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
+    "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
     "RecurrentCommunication",

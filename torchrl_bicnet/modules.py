@@ -161,8 +161,8 @@ class BiCNetActor(_AgentModule):
         out_keys = [unravel_key((group, "param")), unravel_key((group, "action"))] if out_keys is None else out_keys
         if len(out_keys) != 2:
             raise ValueError(f"The actor writes two keys, its net's output and the action, found out_keys={out_keys}.")
-        leaf = _leaf(action_spec, out_keys[1])
-        low, high = _bounds(leaf)
+        leaf = action_leaf(action_spec, out_keys[1])
+        low, high = action_bounds(leaf)
         if not net_options.get("share_params", True):
             net_options.setdefault("n_agents", leaf.shape[-2])
         device = net_options.get("device")
@@ -305,7 +305,7 @@ def _given(kwargs: dict[str, Any], name: str, default: list[NestedKey]) -> list[
     return default if kwargs.get(name) is None else kwargs[name]
 
 
-def _leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
+def action_leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
     if not isinstance(action_spec, Composite):
         return action_spec
     if key not in action_spec.keys(True, True):
@@ -313,7 +313,7 @@ def _leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
     return action_spec[key]
 
 
-def _bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
+def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     """The bounds as ``(a,)`` if they are equal over the agents, ``(N, a)`` otherwise."""
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise TypeError(
