@@ -1,0 +1,207 @@
+"""Every recipe of docs/recipes.md runs as written, and each of its losses moves its own networks and no other."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torchrl.objectives import SACLoss, TD3Loss
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
+RECIPES = {
+    title: re.search(r"```python\n(.*?)```", section, re.S).group(1)
+    for title, section in (section.split("\n", 1) for section in TEXT.split("\n## ")[1:])
+}
+MOVES = {
+    "TD3": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network"},
+    "SAC": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network", "loss_alpha": "log_alpha"},
+    "PPO": {"loss_objective": "actor_network", "loss_entropy": "actor_network", "loss_critic": "critic_network"},
+    "DDPGTrainer": {"loss_actor": "actor_network", "loss_value": "value_network"},
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:DDPGTrainer is an experimental:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The '.*' hook stage will be replaced:FutureWarning"),
+]
+
+
+def edited(code, *replacements):
+    for old, new in replacements:
+        assert code.count(old), old
+        code = code.replace(old, new)
+    return code
+
+
+# What the text says about exchanging the two losses of PPO.
+CASES = RECIPES | {
+    "PPO by MAPPOLoss": edited(
+        RECIPES["PPO"],
+        ("from torchrl.objectives import ClipPPOLoss", "from torchrl.objectives.multiagent import MAPPOLoss"),
+        ("ClipPPOLoss", "MAPPOLoss"),
+    ),
+    "PPO with discrete actions by ClipPPOLoss": edited(
+        RECIPES["PPO with discrete actions"],
+        ("from torchrl.objectives.multiagent import MAPPOLoss", "from torchrl.objectives import ClipPPOLoss"),
+        ("MAPPOLoss", "ClipPPOLoss"),
+        ("import Compose,", "import Compose, ExpandAs,"),
+        (
+            " InitTracker())",
+            ' ExpandAs("done", ("agents", "reward"), ("agents", "done")),'
+            ' ExpandAs("terminated", ("agents", "reward"), ("agents", "terminated")), InitTracker())',
+        ),
+        (
+            'reward=("agents", "reward"))',
+            'reward=("agents", "reward"), done=("agents", "done"), terminated=("agents", "terminated"))',
+        ),
+    ),
+}
+
+
+def run(code, namespace=None):
+    namespace = {} if namespace is None else namespace
+    exec(compile(code, "recipes.md", "exec"), namespace)
+    return namespace
+
+
+def halves(code):
+    """What builds the loss, and what trains it."""
+    start = re.search("^(for batch in|trainer.train)", code, re.M).start()
+    return code[:start], code[start:]
+
+
+def copies(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def changed(before, tensors):
+    return {name for name, tensor in tensors if name in before and not torch.equal(before[name], tensor)}
+
+
+def test_every_block_is_a_recipe_of_its_own():
+    assert len(RECIPES) == len(re.findall("```python", TEXT)) == 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recipe(name):
+    torch.manual_seed(0)
+    build, train = halves(CASES[name])
+    namespace = run(build)
+    loss = namespace["loss"]
+    parameters, buffers = copies(loss.named_parameters()), copies(loss.named_buffers())
+    run(train, namespace)
+
+    # The recipe's training moves every parameter, and every target network, and no other buffer.
+    targets = {f"target_{parameter}" for parameter in parameters} & buffers.keys()
+    assert bool(targets) == ("PPO" not in name)
+    assert changed(parameters, loss.named_parameters()) == parameters.keys()
+    assert changed(buffers, loss.named_buffers()) == targets
+
+    # An update by one of the losses moves the parameters of its own network, all of them, and nothing else.
+    if name == "DDPGTrainer":
+        data = namespace["trainer"].replay_buffer.sample()
+    else:
+        data = namespace["batch"] if "PPO" in name else namespace["buffer"].sample()
+    moves = MOVES[name.split()[0]]
+    assert {key for key in loss(data).keys(True, True) if key.startswith("loss_")} == moves.keys()
+    for output, network in moves.items():
+        parameters, buffers = copies(loss.named_parameters()), copies(loss.named_buffers())
+        optimiser = torch.optim.Adam(loss.parameters(), lr=1e-3)
+        loss.zero_grad()
+        value = loss(data)[output]
+        assert value.isfinite()
+        value.backward()
+        optimiser.step()
+        own = {parameter for parameter in parameters if parameter.startswith(network)}
+        assert own
+        assert changed(parameters, loss.named_parameters()) == own
+        assert changed(buffers, loss.named_buffers()) == set()
+        if network == "qvalue_network":
+            assert all(
+                (new[twin] != parameters[key][twin]).any()
+                for key, new in loss.named_parameters()
+                if key in own
+                for twin in (0, 1)
+            )
+
+
+@pytest.mark.parametrize("name", ["TD3", "SAC", "SAC with discrete actions"])
+def test_twins_start_as_they_were_initialised(name):
+    build, train = halves(RECIPES[name])
+    namespace = run(build)
+    critics, started = namespace["critics"], copies(namespace["loss"].named_parameters())
+    initial = [copies(critic.named_parameters()) for critic in critics]
+    assert any(not torch.equal(value, initial[1][key]) for key, value in initial[0].items())
+    for key in initial[0]:
+        stacked = started[f"qvalue_network_params.{key}"]
+        assert torch.equal(stacked, torch.stack([initial[0][key], initial[1][key]]))
+    run(train, namespace)
+    assert not any(changed(before, critic.named_parameters()) for before, critic in zip(initial, critics))
+
+
+def test_td3_with_absent_agents():
+    mask = ("agents", "mask")
+    build = edited(halves(RECIPES["TD3"])[0], ("from_env(env)", f"from_env(env, mask_key={mask})"))
+    namespace = run(build)
+    loss = namespace["loss"]
+    loss.loss_mask_key = namespace["actor"].mask_key
+    data = namespace["env"].rollout(5).reshape(-1)
+    data[mask] = data["next", *mask] = present = torch.rand(len(data), 3) < 0.6
+    gradients = []
+    for garbage in (0.0, 7.0, torch.nan):
+        for key in ("observation", "action"):
+            data["agents", key][~present] = garbage
+        for key in ("observation", "reward"):
+            data["next", "agents", key][~present] = garbage
+        torch.manual_seed(0)
+        loss.zero_grad()
+        losses = loss(data.clone())
+        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in loss.parameters()]))
+    assert gradients[0].isfinite().all()
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "PPO" in name])
+def test_advantages_by_hand(name):
+    """Per agent, cut where episodes end, bootstrapped through time limits."""
+    namespace = run(edited(CASES[name], ("max_steps=100", "max_steps=7")))
+    batch = namespace["batch"].reshape(32, 20)
+    value, next_value = batch["agents", "state_value"], batch["next", "agents", "state_value"]
+    done, terminated = (batch["next", key].unsqueeze(-1).float() for key in ("done", "terminated"))
+    assert done.any()
+    error = batch["next", "agents", "reward"] + 0.97 * (1 - terminated) * next_value - value
+    advantage = torch.zeros(32, 3, 1)
+    for step in reversed(range(20)):
+        advantage = error[:, step] + 0.97 * 0.9 * (1 - done[:, step]) * advantage
+        torch.testing.assert_close(batch["advantage"][:, step], advantage, rtol=1e-4, atol=1e-5)
+
+
+def test_one_critic_alone_would_lose_its_initialisation():
+    namespace = run(halves(RECIPES["TD3"])[0])
+    actor, critic = namespace["actor"], namespace["critics"][0]
+    parameter = critic.module.net.decoder[0].weight
+    torch.nn.init.eye_(parameter)
+    alone = TD3Loss(actor, critic, bounds=(-1.0, 1.0)).qvalue_network_params["module", "net", "decoder", "0", "weight"]
+    assert not torch.equal(alone[0], parameter)
+    assert (alone > 0).float().mean() > 0.9
+
+
+def test_td3_takes_no_nested_action_spec():
+    namespace = run(halves(RECIPES["TD3"])[0])
+    with pytest.raises(KeyError):
+        TD3Loss(namespace["actor"], namespace["critics"], action_spec=namespace["env"].full_action_spec)
+
+
+def test_automatic_target_entropy_counts_the_whole_team_and_batch():
+    build = edited(
+        halves(RECIPES["SAC"])[0], ("distribution_class", "spec=env.full_action_spec,\n    distribution_class")
+    )
+    namespace = run(build)
+    assert SACLoss(namespace["actor"], namespace["critics"]).target_entropy == -32 * 3 * 2
+    assert namespace["loss"].target_entropy == -2
+
+
+def test_trainer_would_copy_weights_into_a_policy_with_exploration():
+    code = edited(RECIPES["DDPGTrainer"], ('    weight_sync_schemes={"policy": NoWeightSyncScheme()},\n', ""))
+    with pytest.raises(KeyError, match="not found in the dest"):
+        run(code)
