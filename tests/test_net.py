@@ -3,9 +3,10 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torchrl.data import Bounded
 from torchrl.modules import MLP
 
-from torchrl_bicnet import BiCNet, NoCommunication, RecurrentCommunication
+from torchrl_bicnet import BiCNet, BiCNetActor, NoCommunication, RecurrentCommunication
 
 NAMES = ("lstm", "gru", "rnn", "mean", "attention", "none")
 communications = pytest.mark.parametrize("communication", NAMES)
@@ -173,3 +174,14 @@ def test_misuse_names_what_was_found_and_expected():
         net()
     with pytest.raises(TypeError, match="boolean"):
         net(x, mask=torch.ones(3, 4))
+
+
+def test_a_state_dict_of_a_newer_version_is_refused_by_name(tmp_path, monkeypatch):
+    actor = BiCNetActor(5, Bounded(-1.0, 1.0, (3, 2)), hidden_size=8)
+    with monkeypatch.context() as newer:
+        newer.setattr(BiCNet, "_version", 2)
+        torch.save(actor.state_dict(), tmp_path / "newer.pt")
+    torch.save(actor.state_dict(), tmp_path / "today.pt")
+    actor.load_state_dict(torch.load(tmp_path / "today.pt", weights_only=True))
+    with pytest.raises(RuntimeError, match="newer torchrl_bicnet: its BiCNet is of version 2, this one reads up to 1"):
+        actor.load_state_dict(torch.load(tmp_path / "newer.pt", weights_only=True))

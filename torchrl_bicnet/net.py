@@ -92,6 +92,9 @@ class BiCNet(nn.Module):
     communication: nn.Module
     decoder: nn.Module
 
+    # Version of the state dict, which torch saves beside the weights. Raised where their names or meaning change.
+    _version = 1
+
     def __init__(
         self,
         n_agent_inputs: int,
@@ -175,6 +178,17 @@ class BiCNet(nn.Module):
                 f"{self.n_agent_inputs} features in all, found {', '.join(map(str, shapes)) or 'no input'}."
             )
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        version = local_metadata.get("version") or self._version
+        if version > self._version:
+            raise RuntimeError(
+                f"The state dict was saved by a newer torchrl_bicnet: its BiCNet is of version {version}, this one "
+                f"reads up to {self._version}."
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def _features(module: nn.Module, name: Literal["in_features", "out_features"]) -> int:

@@ -1,0 +1,31 @@
+"""The documentation builds without a warning, and its code blocks run as written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchrl_bicnet
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_the_site_builds_without_warnings_and_has_every_public_name(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, tmp_path]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
+    for name in torchrl_bicnet.__all__:
+        assert re.search(rf'id="torchrl_bicnet\.([a-z.]+\.)?{name}"', pages), name
+
+
+@pytest.mark.parametrize("page", ["guide.md"])
+def test_code_blocks_run_as_written(page):
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
