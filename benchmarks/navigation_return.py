@@ -61,7 +61,7 @@ def train(seed: int, folder: Path) -> None:
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
         about["commit"] = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt", "texts", "videos"))
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt"))
 
 
 def upper_bound() -> float:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
+from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
@@ -39,7 +40,7 @@ class Options:
     scenario: str = "navigation"
     """VMAS scenario; each group of agents has its own actor and critic"""
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """options of the scenario, such as `n_agents 3 shared_rew False`"""
+    """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
     pad: bool = False
     """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: int = 100
@@ -61,9 +62,10 @@ class Options:
     """one encoder and decoder for all agents, or one per agent slot"""
 
     total_frames: int = 120_000
-    """environment frames to train for; a frame is one step of one environment, with all its agents"""
+    """environment frames to train for, a multiple of frames_per_batch; a frame is one step of one environment, with all
+    its agents"""
     frames_per_batch: int = 600
-    """frames collected between two rounds of updates"""
+    """frames collected between two rounds of updates, a multiple of num_envs"""
     updates_per_batch: int = 10
     """gradient updates after each batch of frames"""
     batch_size: int = 256
@@ -221,7 +223,7 @@ def train(options: Options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def check(options: Options) -> None:
     """Fail before anything is built or written, with what was found and what is expected."""
     counts = ("num_envs", "max_steps", "updates_per_batch", "batch_size", "buffer_size")
-    for name in (*counts, "total_frames", "frames_per_batch", "eval_interval", "eval_episodes", "test_episodes"):
+    for name in (*counts, "total_frames", "frames_per_batch", "eval_interval"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
     if options.frames_per_batch % options.num_envs or options.total_frames % options.frames_per_batch:
@@ -229,6 +231,14 @@ def check(options: Options) -> None:
             f"frames_per_batch must be a multiple of num_envs and divide total_frames, found "
             f"frames_per_batch={options.frames_per_batch}, num_envs={options.num_envs}, "
             f"total_frames={options.total_frames}."
+        )
+    for name in ("eval_episodes", "test_episodes"):
+        if getattr(options, name) < 2:
+            raise ValueError(f"{name} must be at least 2 for a standard error, found {getattr(options, name)}.")
+    ours = sorted({"max_steps", "device", "seed", "pad", "num_envs"} & options.scenario_options.keys())
+    if ours:
+        raise ValueError(
+            f"{', '.join(ours)}: options of this script, not of the scenario (--{ours[0].replace('_', '-')})."
         )
     for name in ("actor_lr", "critic_lr", "max_grad_norm"):
         if not getattr(options, name) > 0:
@@ -251,7 +261,10 @@ def check(options: Options) -> None:
     if options.run_folder is not None and options.run_folder.exists():
         raise FileExistsError(f"The run folder {options.run_folder} exists; choose another with --run-folder.")
     # The scenario's options, its groups of agents and the nets' options, on one environment.
-    make_modules(options, make_env(options, 1, seed=0))
+    try:
+        make_modules(options, make_env(options, 1, seed=0))
+    except AssertionError as error:  # by which VMAS refuses an option
+        raise ValueError(f"{options.scenario} does not take {options.scenario_options}: {error}") from error
 
 
 Metrics = dict[tuple[str, str], Tensor]  # (group, name) to a scalar
@@ -290,6 +303,8 @@ class Run:
         (self.folder / "run.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
         kinds = dict.fromkeys(("csv", options.logger))
         self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
+        for unused in ("texts", "videos"):
+            (self.folder / unused).rmdir()
         self.bar = tqdm(total=options.total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
         self.shown: dict[str, str] = {}
 
@@ -365,6 +380,7 @@ def read_csv(path: Path) -> list[tuple[int, float]]:
 
 
 if __name__ == "__main__":
+    torchrl_logger.setLevel("WARNING")  # its notes would break the progress bar
     chosen = tyro.cli(Options, description=__doc__)
     try:
         check(chosen)

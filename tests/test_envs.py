@@ -332,7 +332,7 @@ def test_misuse_names_what_was_found_and_expected():
         make_vmas_env("navigatoin", 2)
     with pytest.raises(TypeError, match=r"'navigation' has no option n_agent; it has .*n_agents"):
         make_vmas_env("navigation", 2, n_agent=3)
-    with pytest.raises(TypeError, match="continuous_actions, dict_spaces: arguments of VMAS's Environment"):
+    with pytest.raises(TypeError, match=r"sets these arguments .* itself: continuous_actions, dict_spaces"):
         make_vmas_env("navigation", 2, dict_spaces=True, continuous_actions=False)
     with pytest.raises(TypeError, match=r"'football' has no option n_red_agent; it has .*n_blue_agents"):
         make_vmas_env("football", 2, n_blue_agents=3, n_red_agent=2)

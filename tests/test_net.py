@@ -160,6 +160,8 @@ def test_misuse_names_what_was_found_and_expected():
         BiCNet(5, 2, share_params=False)
     with pytest.raises(TypeError, match="hiden_size"):
         BiCNet(5, 2, hiden_size=3)
+    with pytest.raises(ValueError, match="hidden_size must be at least 1, found 0"):
+        BiCNet(5, 2, hidden_size=0, communication="mean")
     with pytest.raises(TypeError, match=r"num_cells must be a sequence of widths, such as \(64,\), found 64"):
         BiCNet(5, 2, num_cells=64)
     with pytest.raises(ValueError, match=r"normalise over the features.* found BatchNorm1d"):

@@ -306,6 +306,8 @@ def test_groups_are_compared_as_keys():
 
 def test_misuse():
     actor, critic = modules()
+    with pytest.raises(TypeError, match="Expected a BiCNetActor and a BiCNetCritic, found BiCNetCritic, BiCNetActor"):
+        make_ddpg_loss(critic, actor)
     spec = Bounded(-1.0, 1.0, (3, 2))
     with pytest.raises(ValueError, match="share one group, found 'agents' and 'others'"):
         make_ddpg_loss(actor, BiCNetCritic(5, 2, group="others"))

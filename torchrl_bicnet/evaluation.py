@@ -29,7 +29,8 @@ def evaluate(
 
     Args:
         env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` that writes ``(group, "reward")``.
-        policy (TensorDictModuleBase): called under :attr:`ExplorationType.DETERMINISTIC`, in the mode it is in.
+        policy (TensorDictModuleBase): acts for every group; called under
+            :attr:`ExplorationType.DETERMINISTIC`, in the mode it is in.
 
     Keyword Args:
         max_steps (int): episodes that have not ended by then are cut off, in steps.

@@ -119,6 +119,8 @@ class BiCNet(nn.Module):
         self.n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
         if not 0 <= self.n_skipped <= n_agent_inputs:
             raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, found {hidden_size}.")
         if isinstance(num_cells, int):
             raise TypeError(f"num_cells must be a sequence of widths, such as ({num_cells},), found {num_cells}.")
         if norm_class is nn.BatchNorm1d:

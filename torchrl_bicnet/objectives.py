@@ -52,6 +52,7 @@ def make_ddpg_loss(
         :class:`~torchrl.objectives.SoftUpdate`.
 
     Raises:
+        TypeError: for modules other than a BiCNetActor and a BiCNetCritic.
         ValueError: if the modules differ in group or mask, if the critic does not read the action the actor writes,
             or for a gamma outside [0, 1] or an unknown loss function.
         KeyError: in the loss's forward, if a mask is missing at ``mask_key`` or its ``("next", ...)`` twin.
@@ -68,6 +69,10 @@ def make_ddpg_loss(
         >>> losses = loss(env.rollout(5).reshape(-1))
         >>> (losses["loss_actor"] + losses["loss_value"]).backward()
     """
+    if not isinstance(actor, BiCNetActor) or not isinstance(critic, BiCNetCritic):
+        raise TypeError(
+            f"Expected a BiCNetActor and a BiCNetCritic, found {type(actor).__name__}, {type(critic).__name__}."
+        )
     for name in ("group", "mask_key"):
         if getattr(actor, name) != getattr(critic, name):
             raise ValueError(

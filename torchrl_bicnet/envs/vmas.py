@@ -120,7 +120,7 @@ def _build(
         raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
     ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
     if ours:
-        raise TypeError(f"{', '.join(ours)}: arguments of VMAS's Environment, which make_vmas_env sets itself.")
+        raise TypeError(f"make_vmas_env sets these arguments of VMAS's Environment itself: {', '.join(ours)}.")
     with warnings.catch_warnings():
         unused = "Scenario kwargs: .* passed but not used"
         warnings.filterwarnings("error", message=unused)
