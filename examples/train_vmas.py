@@ -281,7 +281,7 @@ def finished_episodes(batch: TensorDictBase, groups: list[str]) -> Metrics:
 def mean_and_standard_error(returns: Tensor) -> dict[str, Tensor]:
     """Over episodes, of the mean over agents; returns: (episodes, N)."""
     episodes = returns.mean(-1)
-    return {"evaluation_return": episodes.mean(), "evaluation_return_stderr": episodes.std() / len(episodes) ** 0.5}
+    return {"evaluation_return": returns.mean(), "evaluation_return_stderr": episodes.std() / len(episodes) ** 0.5}
 
 
 class Run:

@@ -22,7 +22,11 @@ def test_the_site_builds_without_warnings_and_has_every_public_name(tmp_path):
         assert re.search(rf'id="torchrl_bicnet\.([a-z.]+\.)?{name}"', pages), name
 
 
-@pytest.mark.parametrize("page", ["guide.md"])
+# tests/test_recipes.py runs those of recipes.md.
+PAGES = [page.name for page in DOCS.glob("*.md") if "```python" in page.read_text() and page.name != "recipes.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run_as_written(page):
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)

@@ -12,6 +12,17 @@ from vmas.simulator.utils import ScenarioUtils
 
 from torchrl_bicnet import BiCNetActor, make_vmas_env
 
+# By default; tests/test_examples.py trains each of them.
+SEVERAL_GROUPS = {
+    "diff_drive": {"diff_drive": 1, "holo_rot": 1},
+    "kinematic_bicycle": {"bicycle": 1, "holo_rot": 1},
+    "simple_adversary": {"adversary": 1, "agent": 2},
+    "simple_crypto": {"eve": 1, "bob": 1, "alice": 1},
+    "simple_push": {"adversary": 1, "agent": 1},
+    "simple_speaker_listener": {"speaker": 1, "listener": 1},
+    "simple_tag": {"adversary": 3, "agent": 1},
+    "simple_world_comm": {"lead_adversary": 1, "adversary": 3, "agent": 2},
+}
 SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])
 
 
@@ -71,6 +82,7 @@ class Gambler(Countdown):
 def test_every_scenario_passes_torchrls_checks(scenario):
     env = make_vmas_env(scenario, 2, max_steps=3, seed=0)
     check_env_specs(env)
+    assert (len(env.group_map) > 1) == (scenario in SEVERAL_GROUPS)
     td = env.rollout(4, break_when_any_done=False)
     for group in env.group_map:
         shape = td["next", group, "reward"].shape
@@ -206,9 +218,10 @@ class TestRandomStreams:
             assert torch.equal(quiet, disturbed)
 
     def test_moving_to_another_device_moves_the_stream(self):
-        vmas_env = make_vmas_env("navigation", 2, seed=3).base_env._env
+        vmas_env = make_vmas_env("simple_speaker_listener", 2, seed=3, pad=True).base_env._env
         before = self.global_states()
         vmas_env.to("meta")
+        assert {tail.device.type for tail in vmas_env.padding.tails.values()} == {"meta"}
         assert vmas_env.random_stream.device.type == "meta"
         assert self.global_states() == before
 
@@ -312,6 +325,22 @@ class TestPadding:
         assert td["pair", "observation"].shape == (2, 2, 16 + 2)
         assert td["rest", "observation"].shape == (2, 2, 16)  # of one kind: left as it is
         check_env_specs(env)
+
+    def test_agents_without_an_index_are_of_the_kind_of_their_name(self):
+        class Duo(Countdown):
+            def make_world(self, batch_dim, device, **kwargs):
+                world = super().make_world(batch_dim, device, **kwargs)
+                for agent, name in zip(world.agents, ("red_robot", "red_drone")):
+                    agent._name = name
+                return world
+
+        env = make_vmas_env(Duo(), 2, pad=True, group_map={"team": ["red_robot", "red_drone"]})
+        assert torch.equal(env.reset()["team", "observation"][..., 1:], torch.eye(2).expand(2, 2, 2))
+
+    def test_partial_resets_keep_the_padding(self):
+        env = make_vmas_env("simple_speaker_listener", 4, pad=True, seed=0)
+        td = step_and_partly_reset(env, env.reset())
+        assert torch.equal(td["agents", "observation"][..., 11:], torch.eye(2).expand(4, 2, 2))
 
     def test_nothing_to_pad(self):
         with pytest.raises(ValueError, match="nothing to pad: every group has agents of one kind"):

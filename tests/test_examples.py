@@ -10,6 +10,7 @@ import tyro
 
 from examples import train_vmas
 from examples.train_vmas import Options, check, make_env, read_csv, train
+from tests.test_envs import SEVERAL_GROUPS
 from torchrl_bicnet import make_vmas_env
 
 SCRIPT = Path(train_vmas.__file__)
@@ -95,14 +96,7 @@ def test_other_scenarios_options_and_separate_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("scenario", "sizes"),
     [
-        ("diff_drive", {"diff_drive": 1, "holo_rot": 1}),
-        ("kinematic_bicycle", {"bicycle": 1, "holo_rot": 1}),
-        ("simple_adversary", {"adversary": 1, "agent": 2}),
-        ("simple_crypto", {"eve": 1, "bob": 1, "alice": 1}),
-        ("simple_push", {"adversary": 1, "agent": 1}),
-        ("simple_speaker_listener", {"speaker": 1, "listener": 1}),
-        ("simple_tag", {"adversary": 3, "agent": 1}),
-        ("simple_world_comm", {"lead_adversary": 1, "adversary": 3, "agent": 2}),
+        *SEVERAL_GROUPS.items(),
         ("football", {"agent_blue": 2, "agent_red": 2}),
     ],
 )

@@ -30,7 +30,8 @@ def evaluate(
     Args:
         env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` that writes ``(group, "reward")``.
         policy (TensorDictModuleBase): acts for every group; called under
-            :attr:`ExplorationType.DETERMINISTIC`, in the mode it is in.
+            :attr:`ExplorationType.DETERMINISTIC`, in the mode it is in: call ``policy.eval()`` before if it holds
+            a batch norm, as the nets of :func:`~torchrl_bicnet.load_plain_bicnet` do.
 
     Keyword Args:
         max_steps (int): episodes that have not ended by then are cut off, in steps.

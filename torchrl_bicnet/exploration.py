@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -189,10 +190,10 @@ class ExplorationNoise(TensorDictModuleBase):
 
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
-    pair = (sigma, sigma) if isinstance(sigma, (int, float)) else sigma
+    pair = sigma if isinstance(sigma, Sequence) else (sigma, sigma)
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1] < math.inf:
         raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma}.")
-    return pair
+    return float(pair[0]), float(pair[1])
 
 
 def _action_key(spec: Composite, action_key: NestedKey | None) -> NestedKey:

@@ -47,6 +47,7 @@ def load_plain_bicnet(state_dict: Mapping[str, Tensor], *, device: torch.device 
         in train mode. Its batch norm takes no mask: with one, forward raises a ValueError.
 
     Raises:
+        TypeError: for anything but a state dict.
         ValueError: for names other than those of the plain networks, saying what is missing and what is unexpected;
             for a ``post_dense`` that does not see all messages and a part of the input of ``prev_dense``.
         RuntimeError: for weights whose shapes do not fit each other.
@@ -77,6 +78,8 @@ def load_plain_bicnet(state_dict: Mapping[str, Tensor], *, device: torch.device 
         >>> critic = BiCNetCritic(18, 2, net=load_plain_bicnet(plain_critic.state_dict()))
         >>> loss = make_ddpg_loss(actor, critic)
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"Expected a state dict, such as module.state_dict(), found {type(state_dict).__name__}.")
     n_layers, bidirectional, bias = _check_names(state_dict)
     encoder_widths = _widths(state_dict, "prev_dense")
     decoder_widths = _widths(state_dict, "post_dense")

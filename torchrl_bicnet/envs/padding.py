@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from gym import spaces
@@ -12,10 +14,10 @@ from vmas.simulator.environment import Environment
 class Padding:
     """Pads what the agents of a group see and do to equal sizes, and tells their kinds apart.
 
-    Agents are of one kind if they share the name before ``_INDEX`` and the sizes of observation and action. In a group
-    of ``K > 1`` kinds, every observation is padded with zeros to the longest and gets a one-hot of the ``K`` kinds, in
-    the order of the group; every action is padded to the longest with entries whose bounds are 0, and cut before the
-    scenario sees it.
+    Agents are of one kind if they share the name, without a last ``_INDEX``, and the sizes of observation and action. In
+    a group of ``K > 1`` kinds, every observation is padded with zeros to the longest and gets a one-hot of the ``K``
+    kinds, in the order of the group; every action is padded to the longest with entries whose bounds are 0, and cut
+    before the scenario sees it.
 
     Args:
         environment (Environment): VMAS's environment; its spaces are replaced by the padded ones.
@@ -35,7 +37,7 @@ class Padding:
             agents = [index[name] for name in names]
             if not all(isinstance(seen[i], spaces.Box) for i in agents):
                 raise TypeError(f"Only tensors can be padded, found observations of {[seen[i] for i in agents]}.")
-            kind_of = {i: (name.rpartition("_")[0], seen[i].shape, acted[i].shape) for i, name in zip(agents, names)}
+            kind_of = {i: (re.sub(r"_\d+$", "", name), seen[i].shape, acted[i].shape) for i, name in zip(agents, names)}
             kinds = list(dict.fromkeys(kind_of.values()))
             if len(kinds) == 1:
                 continue
@@ -51,6 +53,9 @@ class Padding:
         if not self.tails:
             raise ValueError(f"pad=True has nothing to pad: every group has agents of one kind, found {group_map}.")
         environment.observation_space, environment.action_space = spaces.Tuple(seen), spaces.Tuple(acted)
+
+    def to(self, device: torch.device) -> None:
+        self.tails = {i: tail.to(device) for i, tail in self.tails.items()}
 
     def observations(self, observations: list[Tensor]) -> list[Tensor]:
         """``(num_envs, o_i)`` each to the padded ``(num_envs, o)``."""

@@ -60,8 +60,8 @@ def make_vmas_env(
         group_map (dict or MarlGroupMapType, optional): group name to the names of its agents. Defaults to groups by
             the agents' names, as in :class:`~torchrl.envs.VmasEnv`; with ``pad=True`` to one group ``"agents"``.
         pad (bool): lets agents of different kinds share a group, so that they can talk: observations are padded with
-            zeros to the longest of the group and get a one-hot of the agent's kind (its name before ``_INDEX`` and its
-            sizes), actions are padded with entries bound to 0. Defaults to ``False``.
+            zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
+            its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
@@ -240,6 +240,8 @@ class _Environment(Environment):
             with self.random_stream:
                 seed = random.getrandbits(31)
             self.random_stream = _RandomStream(seed, device)
+            if self.padding is not None:
+                self.padding.to(device)
         super().to(device)
 
     reset = _in_own_stream(Environment.reset)
