@@ -14,8 +14,8 @@ from vmas.simulator.environment import Environment
 class Padding:
     """Pads what the agents of a group see and do to equal sizes, and tells their kinds apart.
 
-    Agents are of one kind if they share the name, without a last ``_INDEX``, and the sizes of observation and action. In
-    a group of ``K > 1`` kinds, every observation is padded with zeros to the longest and gets a one-hot of the ``K``
+    Agents are of one kind if they share the name, without a last ``_INDEX``, and the sizes of observation and action.
+    In a group of ``K > 1`` kinds, every observation is padded with zeros to the longest and gets a one-hot of the ``K``
     kinds, in the order of the group; every action is padded to the longest with entries whose bounds are 0, and cut
     before the scenario sees it.
 
