@@ -105,6 +105,11 @@ def main() -> None:
     make("MultiAgentMLP, shared", 8).load_state_dict(make("MultiAgentMLP, shared", 4).state_dict())
     print("A shared MultiAgentMLP checks its N, but its weights load into the one made for 8 agents.")
 
+    print(
+        "\nSo all agents are one network, not equal copies: its gradient is the sum of what each agent contributes, and"
+    )
+    print("copies drift apart at the first step.")
+
 
 if __name__ == "__main__":
     torch.manual_seed(0)

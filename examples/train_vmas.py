@@ -248,7 +248,8 @@ def check(options: Options) -> None:
             raise ValueError(f"{name} must be between 0 and 1, found {getattr(options, name)}.")
     if not 0 <= options.sigma_end <= options.sigma_start:
         raise ValueError(
-            f"The noise falls from sigma_start to sigma_end, found {options.sigma_start} and {options.sigma_end}."
+            f"The noise falls from sigma_start to sigma_end, 0 <= sigma_end <= sigma_start; found sigma_start="
+            f"{options.sigma_start} and sigma_end={options.sigma_end}."
         )
     if options.seed < 0:
         raise ValueError(f"seed must not be negative, found {options.seed}.")

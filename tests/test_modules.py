@@ -194,6 +194,8 @@ class TestActor:
     def test_misuse_of_net(self):
         with pytest.raises(TypeError, match="takes no net options, found hidden_size, num_cells"):
             BiCNetActor(5, UNIT, net=BiCNet(5, 2), **SMALL)
+        with pytest.raises(ValueError, match="net of 5 inputs and 2 outputs per agent, found one of 7 and 1"):
+            BiCNetActor(5, UNIT, net=BiCNet(7, 1))
         with pytest.raises(TypeError, match="hiden_size"):
             BiCNetActor(5, UNIT, hiden_size=3)
 

@@ -191,8 +191,8 @@ class ExplorationNoise(TensorDictModuleBase):
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
     pair = sigma if isinstance(sigma, Sequence) else (sigma, sigma)
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] < math.inf:
-        raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma}.")
+    if len(pair) != 2 or isinstance(pair, str) or not 0 <= pair[0] <= pair[1] < math.inf:
+        raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma!r}.")
     return float(pair[0]), float(pair[1])
 
 

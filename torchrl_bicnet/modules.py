@@ -90,6 +90,11 @@ class _AgentModule(TensorDictModule):
             return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
         if net_options:
             raise TypeError(f"net= is used as it is and takes no net options, found {', '.join(sorted(net_options))}.")
+        if isinstance(net, BiCNet) and (net.n_agent_inputs, net.n_agent_outputs) != (n_agent_inputs, n_agent_outputs):
+            raise ValueError(
+                f"Expected a net of {n_agent_inputs} inputs and {n_agent_outputs} outputs per agent, found one of "
+                f"{net.n_agent_inputs} and {net.n_agent_outputs}."
+            )
         return net
 
 
