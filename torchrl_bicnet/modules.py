@@ -311,6 +311,7 @@ def _given(kwargs: dict[str, Any], name: str, default: list[NestedKey]) -> list[
 
 
 def action_leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
+    """The action's own spec: the one given or, of a Composite, that at ``key``; a KeyError that lists what it holds."""
     if not isinstance(action_spec, Composite):
         return action_spec
     if key not in action_spec.keys(True, True):
