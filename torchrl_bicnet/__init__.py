@@ -6,7 +6,7 @@ from torchrl_bicnet.communication import (
     NoCommunication,
     RecurrentCommunication,
 )
-from torchrl_bicnet.envs import make_vmas_env
+from torchrl_bicnet.envs import make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
@@ -31,4 +31,6 @@ __all__ = [
     "make_ddpg_loss",
     "make_vmas_env",
     "paired_difference",
+    "restore",
+    "snapshot",
 ]
