@@ -243,8 +243,9 @@ def test_the_picture_shows_the_numbers(tmp_path):
         "communication gru, interquartile mean of 2 runs, 95% interval",
         "communication lstm, one run",
     ]
-    corners = navigation.collections[0].get_datalim(navigation.transData)
-    assert (corners.y0, corners.y1) == (curves[0].low.min(), curves[0].high.max())
+    outline = {tuple(corner) for corner in navigation.collections[0].get_paths()[0].vertices}
+    assert outline == {(0, 0), (600, curves[0].low[-1]), (600, curves[0].high[-1])}
+    assert curves[0].low[-1] < curves[0].estimate[-1] < curves[0].high[-1]
     assert len({line.get_color() for line in navigation.lines}) == 2
 
 
