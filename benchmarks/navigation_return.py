@@ -49,7 +49,7 @@ def main(options: Options) -> None:
 
 
 def train(seed: int, folder: Path) -> None:
-    """Run the example's own command, and keep all of its run folder but the weights."""
+    """Run the example's own command, and keep all of its run folder but the checkpoints."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         start = time.perf_counter()
@@ -58,10 +58,8 @@ def train(seed: int, folder: Path) -> None:
         about = json.loads((run / "run.json").read_text())
         about["options"]["run_folder"] = None
         about["seconds"] = round(time.perf_counter() - start)
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        about["commit"] = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt"))
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "pictures"))
 
 
 def upper_bound() -> float:

@@ -1,5 +1,6 @@
 """BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
 
+from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -14,6 +15,7 @@ from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
+from torchrl_bicnet.runs import Run
 
 __version__ = "0.1.0"
 
@@ -22,11 +24,14 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
+    "Checkpoints",
+    "CollectorState",
     "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
     "RecurrentCommunication",
+    "Run",
     "evaluate",
     "interquartile_mean",
     "learning_curves",
@@ -37,4 +42,5 @@ __all__ = [
     "plot_learning_curves",
     "restore",
     "snapshot",
+    "verify_checkpoint",
 ]
