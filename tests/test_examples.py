@@ -28,6 +28,7 @@ QUICK = Options(
     frames_per_batch=40,
     updates_per_batch=2,
     batch_size=8,
+    buffer_size=500,
     eval_interval=40,
     eval_episodes=3,
     test_episodes=5,
