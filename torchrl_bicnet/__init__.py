@@ -1,6 +1,14 @@
 """BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
 
 from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
+from torchrl_bicnet.analysis import (
+    ChannelValue,
+    OrderSensitivity,
+    channel_value,
+    example_channels,
+    order_sensitivity,
+    visited_states,
+)
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -10,6 +18,9 @@ from torchrl_bicnet.communication import (
 from torchrl_bicnet.envs import make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
+from torchrl_bicnet.figures import plot_channel_value, plot_influence, plot_order_sensitivity
+from torchrl_bicnet.intervention import Channel, intervene, reorder
+from torchrl_bicnet.jacobian import influence, influence_matrix
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
@@ -24,23 +35,37 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
+    "Channel",
+    "ChannelValue",
     "Checkpoints",
     "CollectorState",
     "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
+    "OrderSensitivity",
     "RecurrentCommunication",
     "Run",
+    "channel_value",
     "evaluate",
+    "example_channels",
+    "influence",
+    "influence_matrix",
     "interquartile_mean",
+    "intervene",
     "learning_curves",
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
+    "order_sensitivity",
     "paired_difference",
+    "plot_channel_value",
+    "plot_influence",
     "plot_learning_curves",
+    "plot_order_sensitivity",
+    "reorder",
     "restore",
     "snapshot",
     "verify_checkpoint",
+    "visited_states",
 ]
