@@ -19,6 +19,7 @@ from benchmarks.env_throughput import (
     MAX_STEPS,
     Options,
     Team,
+    collection,
     compare,
     draw,
     main,
@@ -34,13 +35,14 @@ TINY = Options(
     scenarios=("navigation",),
     num_envs=(4,),
     policies=("random", "bicnet"),
-    done_fractions=(0.0, 0.5),
+    done_fractions=(0.0, 0.25),
     reset_envs=(8,),
     step_envs=(2,),
     collection_envs=(2,),
     collection_steps=10,
     repeats=3,
-    budget=0.05,
+    budget=60.0,  # nothing is left out, however busy the machine
+    turn_steps=2,
 )
 
 
@@ -79,16 +81,17 @@ def test_every_combination_is_measured_once(results):
     assert [tuple(cell[name] for name in names) for cell in results["throughput"]] == [
         ("navigation", 4, policy, fraction, resets)
         for policy in ("random", "bicnet")
-        for fraction, resets in ((0.0, 0), (0.5, 2))
+        for fraction, resets in ((0.0, 0), (0.25, 1))
     ]
     assert [(cell["scenario"], cell["num_envs"], cell["fraction"]) for cell in results["partial_reset"]] == [
         ("navigation", 8, 0.05)
     ]
     assert [(cell["scenario"], cell["num_envs"]) for cell in results["step"]] == [("navigation", 2), ("balance", 2)]
     assert [cell["scenario"] for cell in results["collection"]] == ["navigation", "simple_spread"]
-    # 10 steps of 2 environments; a reset counts once, whatever the environments.
+    # Frames, 10 and 2 steps of 2 environments; a reset counts once, whatever the environments.
     assert set(results["collection"][0]["counted_per_turn"].values()) == {20}
-    assert all(count % 2 == 0 for count in results["step"][0]["counted_per_turn"].values())
+    assert set(results["step"][0]["counted_per_turn"].values()) == {4}
+    assert set(results["partial_reset"][0]["counted_per_turn"].values()) == {2}
 
 
 def test_it_says_where_and_with_what_it_was_measured(results):
@@ -104,13 +107,13 @@ def test_the_picture_shows_the_results(results):
     figure = draw(results)
     assert [axes.get_title() for axes in figure.axes] == ["navigation, random actions", "navigation, bicnet actions"]
     lines = {line.get_label(): line for line in figure.axes[1].lines}
-    assert lines.keys() == {f"{name}, {part} reset" for name in ("vmas", "VmasEnv", "ours") for part in ("0%", "50%")}
+    assert lines.keys() == {f"{name}, {part} reset" for name in ("vmas", "VmasEnv", "ours") for part in ("0%", "25%")}
     wanted = {
         cell["num_envs"]: cell["per_second"]["ours"]
         for cell in results["throughput"]
-        if (cell["policy"], cell["done_fraction"]) == ("bicnet", 0.5)
+        if (cell["policy"], cell["done_fraction"]) == ("bicnet", 0.25)
     }
-    assert dict(zip(*lines["ours, 50% reset"].get_data())) == wanted
+    assert dict(zip(*lines["ours, 25% reset"].get_data())) == wanted
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("environments", "frames per second")
 
 
@@ -195,6 +198,22 @@ def test_ours_is_reset_where_the_mask_says():
         assert after.tolist() == expected.tolist()
 
 
+def test_our_collector_fills_a_replay_buffer(monkeypatch):
+    stored = []
+
+    class Buffer(env_throughput.TensorDictReplayBuffer):
+        def extend(self, transitions):
+            stored.append(transitions)
+            return super().extend(transitions)
+
+    monkeypatch.setattr(env_throughput, "TensorDictReplayBuffer", Buffer)
+    collection(replace(TINY, collection_steps=20, repeats=1), "navigation", 3)
+    assert [transitions.shape for transitions in stored] == [(30,)] * 4  # two batches, twice: once to warm up
+    assert {"observation", "action"} <= stored[0]["agents"].keys()
+    assert {"observation", "reward", "done", "terminated"} <= stored[0]["next", "agents"].keys()
+    assert stored[0]["agents", "action"].std() > 0.1
+
+
 def test_the_net_on_plain_tensors_is_the_actor():
     team = Team("navigation", "cpu")
     td = make_vmas_env("navigation", 5, seed=0).reset()
@@ -226,6 +245,7 @@ def test_the_questions_are_those_asked():
         ({"num_envs": (0,)}, "environments must be at least 1, found 0"),
         ({"step_envs": (-3,)}, "environments must be at least 1, found -3"),
         ({"repeats": 0}, "repeats must be at least 1, found 0"),
+        ({"turn_steps": 0}, "turn_steps must be at least 1, found 0"),
         ({"budget": 0.0}, r"budget must be above 0 seconds, found 0\.0"),
         ({"done_fractions": (0.1, 20.0)}, r"done_fractions must be between 0 and 1, found 20\.0"),
         ({"collection_steps": 15}, "collection_steps must be a multiple of 10, found 15"),
@@ -258,7 +278,7 @@ def test_every_option_is_documented():
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(tmp_path):
-    main(replace(TINY, output=tmp_path, device="cuda", budget=1.0))
+    main(replace(TINY, output=tmp_path, device="cuda"))
     results = json.loads((tmp_path / "cuda.json").read_text())
     assert torch.cuda.get_device_name() in results["about"]["machine"]
     assert all(cell["per_second"] for section in ("throughput", "collection") for cell in results[section])
