@@ -68,8 +68,9 @@ class Options:
     repeats: int = 5
     """turns of each contender"""
     budget: float = 4.0
-    """seconds aimed at for all turns of a contender in a cell, of at most 100 steps each; one whose single step takes
-    longer is left out of the cell"""
+    """seconds aimed at for all turns of a contender in a cell; one whose single step takes longer is left out of it"""
+    turn_steps: int = 100
+    """steps of a turn at most"""
     device: str = "cpu"
     """where everything lives: cpu, cuda, cuda:1, ..."""
     output: Path = ROOT / "benchmarks" / "results" / "throughput"
@@ -329,7 +330,8 @@ def compare(
         per_unit (int): what a unit of work counts, such as the frames of a step.
         ratios (sequence of pairs of str): which contenders' rates to divide.
         options (Options): repeats, budget and device.
-        steps (int, optional): units of a turn. ``None``: as many as fit the budget, at most 100.
+        steps (int, optional): units of a turn. ``None``: as many as fit the budget, at most
+            ``options.turn_steps``.
     """
     share = options.budget / options.repeats
     units, left_out = {}, {}
@@ -344,7 +346,7 @@ def compare(
         if once > options.budget:
             left_out[name] = f"one step takes {once:.3g} s, more than the budget of {options.budget:.3g} s"
         else:
-            units[name] = min(max(int(share / once), 1), 100)
+            units[name] = min(max(int(share / once), 1), options.turn_steps)
     seconds: dict[str, list[float]] = {name: [] for name in units}
     for _ in range(options.repeats):
         for name, count in units.items():
@@ -422,7 +424,8 @@ def draw(results: dict[str, Any]) -> Figure:
 def check(options: Options) -> None:
     """Fail before anything is measured or written, with what was found and what is expected."""
     sizes = (*options.num_envs, *options.reset_envs, *options.step_envs, *options.collection_envs)
-    for name, value in (("repeats", options.repeats), *(("environments", size) for size in sizes)):
+    turns = (("repeats", options.repeats), ("turn_steps", options.turn_steps))
+    for name, value in (*turns, *(("environments", size) for size in sizes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
     if not options.budget > 0:

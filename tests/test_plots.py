@@ -1,7 +1,7 @@
 """Learning curves: the numbers against hand-derived ones, the picture against the numbers, and what is refused."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -332,8 +332,9 @@ def test_the_script_draws_and_prints_the_last_values(tmp_path, capsys):
     assert out.startswith("navigation, evaluation_return: 2 [1, 3] at 600 frames, 2 runs\n")
 
 
-def test_the_script_ends_with_one_line_for_a_folder_that_is_no_run(tmp_path):
-    failed = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, cwd=tmp_path)
-    assert failed.returncode == 1
-    assert failed.stderr == f"error: {tmp_path} is not a run folder: it has no run.json.\n"
+def test_the_script_ends_with_one_line_for_a_folder_that_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), "--output", str(tmp_path / "curves.png")])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert error.value.code == f"error: {tmp_path} is not a run folder: it has no run.json."
     assert not list(tmp_path.iterdir())
