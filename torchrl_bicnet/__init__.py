@@ -1,6 +1,5 @@
 """BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
 
-from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
 from torchrl_bicnet.analysis import (
     ChannelValue,
     OrderSensitivity,
@@ -9,6 +8,7 @@ from torchrl_bicnet.analysis import (
     order_sensitivity,
     visited_states,
 )
+from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
