@@ -209,7 +209,7 @@ class Checkpoints:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"No space for a checkpoint: it needs about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free",
+                f"No space for a checkpoint: it needs about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free",
                 str(self.folder),
             )
 
