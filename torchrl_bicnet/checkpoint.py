@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import zipfile
@@ -259,7 +260,7 @@ class CollectorState:
             "counters": {name: counters[name] for name in ("frames", "iter", "traj_pool") if name in counters},
             "carrier": self.collector._carrier.to_dict(),  # TorchRL 0.14 has no public name for it
             "tensors": world.tensors.to_dict(),
-            "plain": world.plain,
+            "plain": json.dumps(world.plain),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -268,7 +269,7 @@ class CollectorState:
         Raises:
             ValueError: for the state of another scenario or another number of environments.
         """
-        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), state["plain"]))
+        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), json.loads(state["plain"])))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
             self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])
