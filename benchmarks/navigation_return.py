@@ -20,8 +20,8 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from examples.train_vmas import TEST_SEED, plot_learning_curves  # noqa: E402
-from torchrl_bicnet import make_vmas_env  # noqa: E402
+from examples.train_vmas import TEST_SEED  # noqa: E402
+from torchrl_bicnet import learning_curves, make_vmas_env, plot_learning_curves  # noqa: E402
 
 
 @dataclass
@@ -37,7 +37,7 @@ def main(options: Options) -> None:
     for seed, folder in zip(options.seeds, folders):
         if not folder.exists():
             train(seed, folder)
-    plot_learning_curves(folders, options.output / "learning_curve.png")
+    plot_learning_curves(learning_curves(folders)).savefig(options.output / "learning_curve.png", dpi=120)
     summary = {
         "command": "python benchmarks/navigation_return.py --seeds " + " ".join(map(str, options.seeds)),
         "return": "per agent, first episode of each of 1000 environments that are used for nothing else",
@@ -49,7 +49,7 @@ def main(options: Options) -> None:
 
 
 def train(seed: int, folder: Path) -> None:
-    """Run the example's own command, and keep all of its run folder but the weights."""
+    """Run the example's own command, and keep all of its run folder but the checkpoints."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         start = time.perf_counter()
@@ -58,10 +58,8 @@ def train(seed: int, folder: Path) -> None:
         about = json.loads((run / "run.json").read_text())
         about["options"]["run_folder"] = None
         about["seconds"] = round(time.perf_counter() - start)
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        about["commit"] = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("weights.pt"))
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "pictures"))
 
 
 def upper_bound() -> float:

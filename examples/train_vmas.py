@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
+import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 from torchrl import torchrl_logger
+from torchrl.checkpoint import CheckpointError, GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
-from torchrl.record.loggers import get_logger
-from tqdm import tqdm
 
-from torchrl_bicnet import BiCNetActor, BiCNetCritic, evaluate, make_ddpg_loss, make_vmas_env
+from torchrl_bicnet import (
+    BiCNetActor,
+    BiCNetCritic,
+    Checkpoints,
+    CollectorState,
+    Evaluation,
+    Run,
+    evaluate,
+    learning_curves,
+    make_ddpg_loss,
+    make_vmas_env,
+    plot_learning_curves,
+)
+from torchrl_bicnet.runs import check_finite, read_options, stop_signals, write_whole
 
+# Metrics whose last values stand beside the progress bar.
+SHOWN = ("evaluation_return", "training_return", "loss_actor", "loss_value")
+# Of a learner, what changes while it learns, beside its networks; the loss holds the target networks.
+LEARNER_STATE = ("loss", "optimiser", "noise")
 # Start states of the evaluations during training, and of the test before and after it: used for nothing else.
 EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
 
@@ -97,8 +113,12 @@ class Options:
     """episodes of the evaluation before and after training, from start states used for nothing else"""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     """metrics are always written as CSV; tensorboard or wandb get them too"""
+    checkpoint_interval: int = 12_000
+    """frames between two checkpoints; one more is written at the end and when the run is interrupted"""
+    checkpoint_buffer: bool = True
+    """save the replay buffer too: without it checkpoints are small, and a resumed run fills its buffer anew"""
     run_folder: Path | None = None
-    """where options, metrics, weights and the picture go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
+    """where options, metrics, checkpoints and pictures go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
 
 
 def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
@@ -124,106 +144,133 @@ def make_modules(options: Options, env: EnvBase) -> tuple[dict[str, BiCNetActor]
     return actors, critics
 
 
-def train(options: Options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns of the test episodes before and after training, for each group (test_episodes, N)."""
+@dataclass
+class Learner:
+    """What a group of agents learns with."""
+
+    actor: BiCNetActor
+    critic: BiCNetCritic
+    options: Options
+
+    def __post_init__(self) -> None:
+        options = self.options
+        n_batches = options.total_frames // options.frames_per_batch
+        self.noise = AdditiveGaussianModule(
+            self.actor.spec,
+            sigma_init=options.sigma_start,
+            sigma_end=options.sigma_end,
+            annealing_num_steps=max(int(n_batches * options.sigma_fraction), 1),
+            action_key=self.actor.out_keys[-1],
+            device=options.device,
+        )
+        self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)
+        self.target_update = SoftUpdate(self.loss, tau=options.tau)
+        actor_parameters, critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
+        self.parameters = [*actor_parameters, *critic_parameters]
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": actor_parameters, "lr": options.actor_lr},
+                {"params": critic_parameters, "lr": options.critic_lr},
+            ],
+            fused=True,
+        )
+
+    def update(self, sample: TensorDictBase) -> Metrics:
+        """One gradient step of actor and critic on a batch of transitions, and one of the targets towards them."""
+        output = self.loss(sample)
+        (output["loss_actor"] + output["loss_value"]).backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.target_update.step()
+        losses = {name: output[name].detach() for name in ("loss_actor", "loss_value")}
+        return {**losses, "grad_norm": grad_norm}
+
+
+def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dict[str, list[float]]:
+    """Train in a run folder, from the start or from a checkpoint; returns what :func:`test` finds before and after."""
     torch.manual_seed(options.seed)
 
     env = make_env(options, options.num_envs, options.seed)
     eval_env = make_env(options, options.eval_episodes, EVAL_SEED)
     test_env = make_env(options, options.test_episodes, TEST_SEED)
     actors, critics = make_modules(options, env)
-    groups = list(actors)
+    learners = {group: Learner(actors[group], critics[group], options) for group in actors}
     policy = TensorDictSequential(*actors.values())
-
-    # Exploration
-    n_batches = options.total_frames // options.frames_per_batch
-    noises = [
-        AdditiveGaussianModule(
-            actor.spec,
-            sigma_init=options.sigma_start,
-            sigma_end=options.sigma_end,
-            annealing_num_steps=max(int(n_batches * options.sigma_fraction), 1),
-            action_key=actor.out_keys[-1],
-            device=options.device,
-        )
-        for actor in actors.values()
-    ]
-
-    # Losses, target networks and optimisers
-    losses = {group: make_ddpg_loss(actors[group], critics[group], gamma=options.gamma) for group in groups}
-    target_updates = {group: SoftUpdate(losses[group], tau=options.tau) for group in groups}
-    optimisers = {
-        group: torch.optim.Adam(
-            [
-                {"params": list(actors[group].parameters()), "lr": options.actor_lr},
-                {"params": list(critics[group].parameters()), "lr": options.critic_lr},
-            ],
-            fused=True,
-        )
-        for group in groups
-    }
-    transition_keys = {key for loss in losses.values() for key in loss.in_keys}
 
     # Collection and replay of transitions
     collector = Collector(
         env,
-        TensorDictSequential(policy, *noises),
+        TensorDictSequential(policy, *(learner.noise for learner in learners.values())),
         frames_per_batch=options.frames_per_batch,
         total_frames=options.total_frames,
+        track_traj_ids=False,
     )
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
+    transition_keys = {key for learner in learners.values() for key in learner.loss.in_keys}
 
-    def returns(env: EnvBase, seed: int) -> dict[str, Tensor]:
-        return evaluate(env, policy, max_steps=options.max_steps, seed=seed).returns
+    # What a run goes on from: all of it together is the state of the training
+    run = Run(folder, total_frames=options.total_frames, logger=options.logger, shown=SHOWN)
+    tests: dict[str, list[float]] = {}
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        {
+            **networks(actors, critics),
+            **{f"{group}.{part}": getattr(learners[group], part) for group in learners for part in LEARNER_STATE},
+            "collector": CollectorState(collector),
+            "replay_buffer": replay_buffer,
+            "random": GlobalRNGState(),
+            "metrics": run.metrics,
+            "tests": tests,
+        },
+        best_components=networks(actors, critics),
+        leave_out=() if options.checkpoint_buffer else ("replay_buffer",),
+    )
 
-    def evaluation() -> Metrics:
-        return {
-            (group, name): value
-            for group, result in returns(eval_env, EVAL_SEED).items()
-            for name, value in mean_and_standard_error(result).items()
-        }
+    def evaluation(env: EnvBase, seed: int) -> Evaluation:
+        return evaluate(env, policy, max_steps=options.max_steps, seed=seed)
 
-    run = Run(options, groups)
-    before = returns(test_env, TEST_SEED)
-    run.log(0, evaluation())
+    first = 0 if checkpoint is None else checkpoints.resume(checkpoint)
+    run.rewind(first)
+    if first == 0:
+        tests |= team_returns("before", evaluation(test_env, TEST_SEED))
+        run.log(0, evaluation(eval_env, EVAL_SEED).summary())
 
-    for step, batch in enumerate(collector, start=1):
-        frames = step * options.frames_per_batch
-        replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
-        metrics: Metrics = {}
-        for _ in range(options.updates_per_batch):
-            sample = replay_buffer.sample()
-            for group in groups:
-                output = losses[group](sample)
-                (output["loss_actor"] + output["loss_value"]).backward()
-                parameters = [*actors[group].parameters(), *critics[group].parameters()]
-                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-                optimisers[group].step()
-                optimisers[group].zero_grad()
-                target_updates[group].step()
-                metrics |= {(group, name): output[name].detach() for name in ("loss_actor", "loss_value")}
-                metrics[group, "grad_norm"] = grad_norm
-        for noise in noises:
-            noise.step()
+    with stop_signals() as stop, closing(run):
+        for step, batch in enumerate(collector, start=first // options.frames_per_batch + 1):
+            frames = step * options.frames_per_batch
+            replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
+            for _ in range(options.updates_per_batch):
+                sample = replay_buffer.sample()
+                updates = {group: learner.update(sample) for group, learner in learners.items()}
+            for group, learner in learners.items():
+                learner.noise.step()
+                updates[group]["sigma"] = learner.noise.sigma
 
-        metrics |= {(group, "sigma"): noise.sigma for group, noise in zip(groups, noises)}
-        metrics |= finished_episodes(batch, groups)
-        if frames // options.eval_interval > (frames - options.frames_per_batch) // options.eval_interval:
-            metrics |= evaluation()
-        run.log(frames, metrics)
+            metrics = flat(updates) | flat(finished_episodes(batch, learners))
+            check_finite(frames, metrics)
+            check_finite(frames, parameters(actors, critics))
+            if due(options.eval_interval, frames, options):
+                metrics |= evaluation(eval_env, EVAL_SEED).summary()
+                checkpoints.save_best(frames, score(metrics))
+            run.log(frames, metrics)
+            if stop or frames == options.total_frames or due(options.checkpoint_interval, frames, options):
+                checkpoints.save(frames)
+            if stop:
+                raise KeyboardInterrupt(stop[0])
 
     collector.shutdown()
-    after = returns(test_env, TEST_SEED)
-    run.finish(actors, critics, before, after)
-    return before, after
+    tests |= team_returns("after", evaluation(test_env, TEST_SEED))
+    finish(run, options, tests)
+    return tests
 
 
 def check(options: Options) -> None:
     """Fail before anything is built or written, with what was found and what is expected."""
     counts = ("num_envs", "max_steps", "updates_per_batch", "batch_size", "buffer_size")
-    for name in (*counts, "total_frames", "frames_per_batch", "eval_interval"):
+    for name in (*counts, "total_frames", "frames_per_batch", "eval_interval", "checkpoint_interval"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
     if options.frames_per_batch % options.num_envs or options.total_frames % options.frames_per_batch:
@@ -257,10 +304,11 @@ def check(options: Options) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {options.device!r}.")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
+    for name, kind in get_type_hints(Options).items():
+        if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, found {getattr(options, name)!r}.")
     if options.logger != "csv" and find_spec(options.logger) is None:
         raise ValueError(f"logger={options.logger} was asked for: pip install {options.logger}.")
-    if options.run_folder is not None and options.run_folder.exists():
-        raise FileExistsError(f"The run folder {options.run_folder} exists; choose another with --run-folder.")
     # The scenario's options, its groups of agents and the nets' options, on one environment.
     try:
         make_modules(options, make_env(options, 1, seed=0))
@@ -268,123 +316,155 @@ def check(options: Options) -> None:
         raise ValueError(f"{options.scenario} does not take {options.scenario_options}: {error}") from error
 
 
-Metrics = dict[tuple[str, str], Tensor]  # (group, name) to a scalar
+Metrics = dict[str, Tensor]  # name to scalar
 
 
-def finished_episodes(batch: TensorDictBase, groups: list[str]) -> Metrics:
+def flat(metrics: dict[str, Metrics]) -> Metrics:
+    """Metrics of each group by one name: ``name`` of the only group, ``group/name`` of several."""
+    several = len(metrics) > 1
+    return {
+        f"{group}/{name}" if several else name: value
+        for group, values in metrics.items()
+        for name, value in values.items()
+    }
+
+
+def finished_episodes(batch: TensorDictBase, groups: Iterable[str]) -> dict[str, Metrics]:
     """The mean return of the episodes that ended in a batch, over agents, if any did."""
     ended = batch["next", "done"].squeeze(-1)
     if not ended.any():
         return {}
-    return {(group, "training_return"): batch["next", group, "episode_reward"][ended].mean() for group in groups}
+    return {group: {"training_return": batch["next", group, "episode_reward"][ended].mean()} for group in groups}
 
 
-def mean_and_standard_error(returns: Tensor) -> dict[str, Tensor]:
-    """Over episodes, of the mean over agents; returns: (episodes, N)."""
-    episodes = returns.mean(-1)
-    return {"evaluation_return": returns.mean(), "evaluation_return_stderr": episodes.std() / len(episodes) ** 0.5}
+def team_returns(name: str, evaluation: Evaluation) -> dict[str, list[float]]:
+    """Of each episode, the mean over agents."""
+    return flat({group: {name: returns.mean(-1).tolist()} for group, returns in evaluation.returns.items()})
 
 
-class Run:
-    """The run folder, its loggers and the progress bar."""
+def score(metrics: Mapping[str, float]) -> float:
+    """What the best checkpoint is best in: the evaluation return, of several groups their mean."""
+    returns = [value for name, value in metrics.items() if name.endswith("evaluation_return")]
+    return sum(returns) / len(returns)
 
-    def __init__(self, options: Options, groups: list[str]) -> None:
-        self.options = options
-        self.groups = groups
-        default = f"runs/{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = options.run_folder or Path(default)
-        self.folder.mkdir(parents=True)
-        packages = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas")
-        about = {
-            "options": asdict(options),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        (self.folder / "run.json").write_text(json.dumps(about, indent=2, default=str) + "\n")
-        kinds = dict.fromkeys(("csv", options.logger))
-        self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
-        for unused in ("texts", "videos"):
-            (self.folder / unused).rmdir()
-        self.bar = tqdm(total=options.total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
-        self.shown: dict[str, str] = {}
 
-    def name(self, group: str, name: str) -> str:
-        """``name`` of the only group, ``group/name`` of several."""
-        return name if len(self.groups) == 1 else f"{group}/{name}"
+def due(interval: int, frames: int, options: Options) -> bool:
+    """Whether a multiple of ``interval`` was reached with the last batch of frames."""
+    return frames // interval > (frames - options.frames_per_batch) // interval
 
-    def log(self, frames: int, metrics: Metrics) -> None:
-        self.bar.update(frames - self.bar.n)
-        rate = self.bar.format_dict["rate"]
-        values = {self.name(*key): float(value) for key, value in metrics.items()}
-        shown = ("evaluation_return", "training_return", "loss_actor", "loss_value")
-        self.shown |= {name: f"{value:.3g}" for name, value in values.items() if name.endswith(shown)}
-        if rate is not None:
-            values["frames_per_second"] = rate
-        for logger in self.loggers:
-            for name, value in values.items():
-                logger.log_scalar(name, value, step=frames)
-        self.bar.set_postfix(self.shown)
 
-    def finish(
-        self,
-        actors: dict[str, BiCNetActor],
-        critics: dict[str, BiCNetCritic],
-        before: dict[str, Tensor],
-        after: dict[str, Tensor],
-    ) -> None:
-        self.bar.close()
-        weights, returns, lines = {}, {}, []
-        for group in self.groups:
-            weights[self.name(group, "actor")] = actors[group].state_dict()
-            weights[self.name(group, "critic")] = critics[group].state_dict()
-            first, last = mean_and_standard_error(before[group]), mean_and_standard_error(after[group])
-            returns[self.name(group, "before")] = before[group].mean(-1).tolist()
-            returns[self.name(group, "after")] = after[group].mean(-1).tolist()
-            lines.append(
-                f"{self.name(group, 'evaluation return')}: {first['evaluation_return']:.2f} ± "
-                f"{first['evaluation_return_stderr']:.2f} before, {last['evaluation_return']:.2f} ± "
-                f"{last['evaluation_return_stderr']:.2f} after {self.options.total_frames} frames "
-                f"(mean ± standard error of {len(after[group])} episodes)"
+def networks(actors: Mapping[str, BiCNetActor], critics: Mapping[str, BiCNetCritic]) -> dict[str, torch.nn.Module]:
+    """The trained networks as components of a checkpoint."""
+    return {f"{group}.actor": actor for group, actor in actors.items()} | {
+        f"{group}.critic": critic for group, critic in critics.items()
+    }
+
+
+def parameters(actors: Mapping[str, BiCNetActor], critics: Mapping[str, BiCNetCritic]) -> dict[str, Tensor]:
+    return {
+        f"{network}.{name}": parameter
+        for network, module in networks(actors, critics).items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def load_run(
+    folder: Path, which: Literal["last", "best"] = "last", device: str = "cpu"
+) -> tuple[Options, TensorDictSequential]:
+    """Options and trained actors of a run folder, one actor per group, from its last or its best checkpoint."""
+    options = replace(run_options(folder), device=device)
+    actors, critics = make_modules(options, make_env(options, 1, seed=0))
+    checkpoints = Checkpoints(folder / "checkpoints", networks(actors, critics))
+    path = checkpoints.best() if which == "best" else checkpoints.latest()
+    if path is None:
+        raise CheckpointError(f"The run in {folder} has no {which} checkpoint yet.")
+    checkpoints.load(path, map_location=device)
+    return options, TensorDictSequential(*actors.values())
+
+
+def run_options(folder: Path) -> Options:
+    """The options of a run folder, refused if they are not those of this script."""
+    values, defaults = read_options(folder), asdict(Options())
+    if values.keys() != defaults.keys():
+        raise ValueError(
+            f"{folder / 'run.json'} is of another version of this script: it lacks "
+            f"{sorted(defaults.keys() - values.keys())} and has the unknown {sorted(values.keys() - defaults.keys())}."
+        )
+    for name, default in defaults.items():
+        value = values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if type(value) not in kinds and name != "run_folder":
+            raise ValueError(f"{folder / 'run.json'}: {name} must be of type {kinds[-1].__name__}, found {value!r}.")
+    return Options(**values | {"run_folder": None})
+
+
+def find_checkpoint(resume: Path, options: Options) -> tuple[Path, Path | None]:
+    """The run folder and the checkpoint to go on from; ``resume`` is either."""
+    changed = [name for name, value in asdict(Options()).items() if asdict(options)[name] != value]
+    if changed:
+        raise ValueError(
+            f"A resumed run keeps the options in its run.json; found {', '.join(changed)} beside --resume {resume}."
+        )
+    folder = resume.parent.parent if resume.is_file() else resume
+    read_options(folder)
+    return folder, resume if resume.is_file() else Checkpoints(folder / "checkpoints", {}).latest()
+
+
+def finish(run: Run, options: Options, tests: dict[str, list[float]]) -> None:
+    """Write the results, draw the learning curve, and say where they are."""
+    write_whole(run.folder / "test_returns.json", json.dumps(tests) + "\n")
+    picture = run.folder / "pictures" / "learning_curve.png"
+    picture.parent.mkdir(exist_ok=True)
+    plot_learning_curves(learning_curves([run.folder])).savefig(picture, dpi=120)
+    print(f"Options, metrics, checkpoints and pictures are in {run.folder}")
+    for name in tests:
+        if name.endswith("before"):
+            group = name.removesuffix("before")
+            before, after = (torch.tensor(tests[group + when]) for when in ("before", "after"))
+            errors = [returns.std() / len(returns) ** 0.5 for returns in (before, after)]
+            print(
+                f"{group}evaluation return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
+                f"{errors[1]:.2f} after {options.total_frames} frames (mean ± standard error of {len(after)} episodes)"
             )
-        torch.save(weights, self.folder / "weights.pt")
-        (self.folder / "test_returns.json").write_text(json.dumps(returns) + "\n")
-        plot_learning_curves([self.folder], self.folder / "learning_curve.png")
-        print(f"Options, metrics, weights and learning_curve.png are in {self.folder}")
-        print("\n".join(lines))
 
 
-def plot_learning_curves(folders: list[Path], picture: Path) -> None:
-    """Draw the evaluation returns of run folders, with their standard errors, from the CSV files."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for folder in folders:
-        options = json.loads((folder / "run.json").read_text())["options"]
-        for curve in sorted((folder / "scalars").rglob("evaluation_return.csv")):
-            frames, means = zip(*read_csv(curve))
-            errors = [error for _, error in read_csv(curve.with_name("evaluation_return_stderr.csv"))]
-            group = "" if curve.parent.name == "scalars" else f"{curve.parent.name}, "
-            label = f"{group}{options['communication']}, seed {options['seed']}"
-            axes.plot(frames, means, marker="o", markersize=3, label=label)
-            low, high = zip(*[(mean - error, mean + error) for mean, error in zip(means, errors)])
-            axes.fill_between(frames, low, high, alpha=0.2)
-    axes.set(xlabel="environment frames", ylabel="return per agent", title=options["scenario"])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture, dpi=120)
+@dataclass
+class Arguments(Options):
+    resume: Path | None = None
+    """go on with a run as if it had never stopped: its folder, or one of its checkpoints. Takes no other option"""
 
 
-def read_csv(path: Path) -> list[tuple[int, float]]:
-    """Rows (frames, value) of a metric written by TorchRL's CSVLogger."""
-    rows = [line.split(",") for line in path.read_text().splitlines()]
-    return [(int(frames), float(value)) for frames, value in rows]
+def how_to_go_on(folder: Path) -> str:
+    last = Checkpoints(folder / "checkpoints", {}).latest()
+    return f"The last checkpoint is {last}. Go on: python {os.path.relpath(__file__)} --resume {folder}"
+
+
+def main(arguments: Arguments) -> None:
+    options = Options(**{option.name: getattr(arguments, option.name) for option in fields(Options)})
+    try:
+        if arguments.resume is None:
+            check(options)
+            name = f"{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+            folder, checkpoint = Run.create(options.run_folder or Path("runs", name), asdict(options)), None
+        else:
+            folder, checkpoint = find_checkpoint(arguments.resume, options)
+            options = run_options(folder)
+            check(options)
+            print(f"Going on from {checkpoint or 'the start: there is no checkpoint yet'}", file=sys.stderr)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        train(options, folder, checkpoint)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(f"\nStopped by {signal.Signals(number).name}. {how_to_go_on(folder)}", file=sys.stderr)
+        sys.exit(128 + number)
+    except CheckpointError as error:
+        sys.exit(f"error: {error}")
+    except (FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error} {how_to_go_on(folder)}")
 
 
 if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")  # its notes would break the progress bar
-    chosen = tyro.cli(Options, description=__doc__)
-    try:
-        check(chosen)
-    except (ValueError, TypeError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
-    train(chosen)
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,7 +1,11 @@
 import json
+import os
+import signal
 import subprocess
 import sys
-from dataclasses import fields, replace
+import threading
+import time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,10 @@ import torch
 import tyro
 
 from examples import train_vmas
-from examples.train_vmas import Options, check, make_env, read_csv, train
+from examples.train_vmas import Arguments, Options, check, load_run, main, make_env, train
 from tests.test_envs import SEVERAL_GROUPS
-from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet import Run
+from torchrl_bicnet.plots import read_scalars
 
 SCRIPT = Path(train_vmas.__file__)
 QUICK = Options(
@@ -23,6 +28,7 @@ QUICK = Options(
     frames_per_batch=40,
     updates_per_batch=2,
     batch_size=8,
+    buffer_size=500,
     eval_interval=40,
     eval_episodes=3,
     test_episodes=5,
@@ -30,57 +36,63 @@ QUICK = Options(
 
 
 def run(tmp_path, name="run", **changes):
-    options = replace(QUICK, run_folder=tmp_path / name, **changes)
+    """As the script does; the run folder, and the returns of the test before and after."""
+    options = replace(QUICK, **changes)
     check(options)
-    return options, *train(options)
+    folder = Run.create(tmp_path / name, asdict(options))
+    return folder, train(options, folder)
 
 
-def test_a_run_leaves_options_metrics_weights_and_a_picture(tmp_path, capsys):
-    options, before, after = run(tmp_path)
-    before, after = before["agents"], after["agents"]
-    assert before.shape == after.shape == (5, 4)
-    folder = options.run_folder
+def weights(folder, which="last"):
+    return load_run(folder, which)[1].state_dict()
+
+
+def frames(folder, metric):
+    return read_scalars(folder / f"scalars/{metric}.csv")[0].tolist()
+
+
+def test_a_run_leaves_options_metrics_checkpoints_and_a_picture(tmp_path, capsys):
+    folder, tests = run(tmp_path)
     written = json.loads((folder / "run.json").read_text())
     assert written["options"]["hidden_size"] == 8
     assert written["options"].keys() == {field.name for field in fields(Options)}
     assert written["versions"]["torch"] == torch.__version__
-    for metric in ("loss_actor", "loss_value", "grad_norm", "sigma", "frames_per_second", "training_return"):
-        assert [frames for frames, _ in read_csv(folder / f"scalars/{metric}.csv")] == [40, 80, 120], metric
-    for metric in ("evaluation_return", "evaluation_return_stderr"):
-        assert [frames for frames, _ in read_csv(folder / f"scalars/{metric}.csv")] == [0, 40, 80, 120]
-    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    returns = json.loads((folder / "test_returns.json").read_text())
-    torch.testing.assert_close(torch.tensor(returns["after"]), after.mean(-1))
+    for metric in ("loss_actor", "loss_value", "grad_norm", "sigma", "training_return"):
+        assert frames(folder, metric) == [40, 80, 120], metric
+    assert frames(folder, "frames_per_second")[-3:] == [40, 80, 120]
+    for metric in ("evaluation_return", "evaluation_return_stderr", "evaluation_return_agent_3", "success_rate"):
+        assert frames(folder, metric) == [0, 40, 80, 120]
+    assert (folder / "pictures/learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "test_returns.json").read_text()) == tests
+    assert len(tests["before"]) == len(tests["after"]) == 5
     captured = capsys.readouterr()
     last = captured.out.splitlines()[-1]
-    assert last.startswith(f"evaluation return: {before.mean():.2f} ± ")
-    assert f"{after.mean():.2f} ± " in last
+    before, after = (torch.tensor(tests[when]).mean() for when in ("before", "after"))
+    assert last.startswith(f"evaluation return: {before:.2f} ± ")
+    assert f"{after:.2f} ± " in last
     for shown in ("120/120", "evaluation_return=", "loss_actor=", "loss_value=", "frame/s"):
         assert shown in captured.err
 
-    # The weights load into modules made from the options, by a loader that runs no code.
-    weights = torch.load(folder / "weights.pt", weights_only=True)
-    env = make_vmas_env("navigation", 1)
-    for modules, name in zip(train_vmas.make_modules(options, env), ("actor", "critic")):
-        modules["agents"].load_state_dict(weights[name])
+    # The last checkpoint holds what the test was made with.
+    options, policy = load_run(folder)
+    again = train_vmas.evaluate(
+        make_env(options, 5, train_vmas.TEST_SEED), policy, max_steps=10, seed=train_vmas.TEST_SEED
+    )
+    assert again.returns["agents"].mean(-1).tolist() == tests["after"]
 
 
 def test_one_seed_is_one_run_to_the_bit_and_another_seed_differs(tmp_path):
-    weights = {}
-    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        options, _, _ = run(tmp_path, name, seed=seed)
-        weights[name] = torch.load(options.run_folder / "weights.pt", weights_only=True)["actor"]
-    assert all(torch.equal(weights["first"][key], weights["again"][key]) for key in weights["first"])
-    moved = [not torch.equal(weights["first"][key], weights["other"][key]) for key in weights["first"]]
+    found = {
+        name: weights(run(tmp_path, name, seed=seed)[0]) for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    }
+    assert all(torch.equal(found["first"][key], found["again"][key]) for key in found["first"])
+    moved = [not torch.equal(found["first"][key], found["other"][key]) for key in found["first"]]
     assert sum(moved) > 5
 
 
-def test_evaluating_more_often_trains_the_same(tmp_path):
-    weights = []
-    for name, interval in (("often", 40), ("never", 10_000)):
-        options, _, _ = run(tmp_path, name, eval_interval=interval)
-        weights.append(torch.load(options.run_folder / "weights.pt", weights_only=True)["critic"])
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+def test_evaluating_at_every_iteration_or_never_trains_the_same(tmp_path):
+    often, never = (weights(run(tmp_path, name, eval_interval=n)[0]) for name, n in (("often", 40), ("never", 10_000)))
+    assert all(torch.equal(often[key], never[key]) for key in often)
 
 
 @pytest.mark.parametrize("communication", ["gru", "rnn", "mean", "attention", "none"])
@@ -90,7 +102,9 @@ def test_every_communication(tmp_path, communication):
 
 def test_other_scenarios_options_and_separate_parameters(tmp_path):
     options = {"scenario_options": {"n_agents": 3}, "share_params": False, "scenario": "simple_spread"}
-    assert run(tmp_path, total_frames=40, **options)[2]["agents"].shape == (5, 3)
+    folder, _ = run(tmp_path, total_frames=40, **options)
+    assert frames(folder, "evaluation_return_agent_2") == [0, 40]
+    assert not (folder / "scalars/evaluation_return_agent_3.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,30 +116,31 @@ def test_other_scenarios_options_and_separate_parameters(tmp_path):
 )
 def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenario, sizes):
     players = {"n_blue_agents": 2, "n_red_agents": 2, "ai_red_agents": False} if scenario == "football" else {}
-    options, _, after = run(tmp_path, scenario=scenario, scenario_options=players, total_frames=40)
-    assert {group: returns.shape for group, returns in after.items()} == {g: (5, n) for g, n in sizes.items()}
-    weights = torch.load(options.run_folder / "weights.pt", weights_only=True)
-    assert weights.keys() == {f"{group}/{name}" for group in sizes for name in ("actor", "critic")}
+    folder, tests = run(tmp_path, scenario=scenario, scenario_options=players, total_frames=40)
+    assert tests.keys() == {f"{group}/{when}" for group in sizes for when in ("before", "after")}
+    options, policy = load_run(folder)
     torch.manual_seed(options.seed)
     initial, _ = train_vmas.make_modules(options, make_env(options, 1, 0))
-    for group, n_agents in sizes.items():
-        assert read_csv(options.run_folder / f"scalars/{group}/loss_value.csv")[0][0] == 40
+    for (group, n_agents), actor in zip(sizes.items(), policy):
+        assert frames(folder, f"{group}/loss_value") == [40]
+        assert frames(folder, f"{group}/evaluation_return_agent_{n_agents - 1}") == [0, 40]
         for key, value in initial[group].state_dict().items():
             # Bounds stay; an agent alone hears nobody, so its recurrent weights multiply zeros.
             stays = key.endswith(("low", "high")) or (n_agents == 1 and "weight_hh" in key)
-            assert torch.equal(value, weights[f"{group}/actor"][key]) == stays, key
+            assert torch.equal(value, actor.state_dict()[key]) == stays, key
 
 
 def test_a_padded_team_trains_in_one_group(tmp_path):
     changes = {"scenario": "simple_speaker_listener", "pad": True, "total_frames": 40}
-    assert run(tmp_path, **changes)[2]["agents"].shape == (5, 2)
+    folder, _ = run(tmp_path, **changes)
+    assert frames(folder, "evaluation_return_agent_1") == [0, 40]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
 def test_tensorboard(tmp_path):
-    options, _, _ = run(tmp_path, logger="tensorboard", total_frames=40)
-    assert list(options.run_folder.glob("events.out.tfevents*"))
-    assert (options.run_folder / "scalars/loss_actor.csv").exists()
+    folder, _ = run(tmp_path, logger="tensorboard", total_frames=40)
+    assert list(folder.glob("events.out.tfevents*"))
+    assert (folder / "scalars/loss_actor.csv").exists()
 
 
 def test_it_explores_and_the_targets_follow(tmp_path, monkeypatch):
@@ -146,20 +161,22 @@ def test_it_explores_and_the_targets_follow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_vmas, "AdditiveGaussianModule", Noise)
     monkeypatch.setattr(train_vmas, "SoftUpdate", Update)
-    options, _, _ = run(tmp_path)
-    steps = options.total_frames // options.num_envs
+    folder, _ = run(tmp_path)
+    steps = QUICK.total_frames // QUICK.num_envs
     assert sum(movement > 0 for movement in moved) >= steps
-    assert len(calls) == options.total_frames // options.frames_per_batch * options.updates_per_batch
-    sigma = [value for _, value in read_csv(options.run_folder / "scalars/sigma.csv")]
-    assert sigma[0] < options.sigma_start
-    assert sigma[-1] == pytest.approx(options.sigma_end)
+    assert len(calls) == QUICK.total_frames // QUICK.frames_per_batch * QUICK.updates_per_batch
+    _, sigma = read_scalars(folder / "scalars/sigma.csv")
+    assert sigma[0] < QUICK.sigma_start
+    assert sigma[-1] == pytest.approx(QUICK.sigma_end)
 
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_moves_to_cuda(tmp_path):
-    assert run(tmp_path, device="cuda")[2]["agents"].device.type == "cuda"
+    folder, _ = run(tmp_path, device="cuda")
+    for device in ("cpu", "cuda"):
+        assert {parameter.device.type for parameter in load_run(folder, device=device)[1].parameters()} == {device}
 
 
 @pytest.mark.parametrize(
@@ -189,11 +206,111 @@ def test_a_wrong_option_fails_before_anything_is_written(tmp_path, changes, erro
     assert list(tmp_path.iterdir()) == []
 
 
+def command(**options):
+    """The script, without a process of its own; the code it exits with."""
+    try:
+        main(Arguments(**options))
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
 def test_a_run_folder_is_not_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(FileExistsError, match="exists; choose another with --run-folder"):
-        run(tmp_path)
+    assert "exists; choose another" in command(run_folder=tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, number, capsys):
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    options = asdict(replace(QUICK, total_frames=800)) | {"eval_interval": 1000, "checkpoint_interval": 1000}
+    assert command(**options | {"run_folder": alone}) == 0
+
+    def send():
+        while not list(stopped.glob("scalars/loss_value.csv")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert command(**options | {"run_folder": stopped}) == 128 + number
+    sender.join()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"Stopped by {number.name}. The last checkpoint is {stopped / 'checkpoints'}")
+    assert said.endswith(f"train_vmas.py --resume {stopped}")
+    assert not (stopped / "test_returns.json").exists()
+    assert command(resume=stopped) == 0
+    assert (stopped / "test_returns.json").read_text() == (alone / "test_returns.json").read_text()
+    assert (stopped / "scalars/loss_value.csv").read_text() == (alone / "scalars/loss_value.csv").read_text()
+
+
+@pytest.mark.parametrize("what", ["loss_value", "agents.actor.module.net.decoder.0.weight"])
+def test_what_is_not_finite_stops_the_run_before_it_reaches_a_checkpoint(tmp_path, monkeypatch, what):
+    calls = []
+
+    def update(learner, sample):
+        calls.append(1)
+        metrics = original(learner, sample)
+        if len(calls) == 4:  # the last update of the second batch
+            if what == "loss_value":
+                metrics[what] = metrics[what] * torch.nan
+            else:
+                learner.actor.get_parameter("net.decoder.0.weight").data[0, 0] = torch.inf
+        return metrics
+
+    original = train_vmas.Learner.update
+    monkeypatch.setattr(train_vmas.Learner, "update", update)
+    code = command(**asdict(QUICK) | {"run_folder": tmp_path / "run", "checkpoint_interval": 40})
+    assert code.startswith(f"error: Not finite after 80 frames: {what}")
+    assert f"The last checkpoint is {tmp_path}/run/checkpoints/checkpoint-000000000040.torchrl" in code
+    assert frames(tmp_path / "run", "loss_value") == [40]
+    monkeypatch.undo()
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert command(resume=tmp_path / "run") == 0
+
+
+def test_a_full_disk_stops_the_run_with_what_is_on_it_intact(tmp_path, monkeypatch):
+    usage = train_vmas.Checkpoints._make_space
+
+    def full(checkpoints):
+        usage(checkpoints)
+        if list(checkpoints.folder.glob("*.torchrl")):
+            raise OSError(28, "No space for a checkpoint", str(checkpoints.folder))
+
+    monkeypatch.setattr(train_vmas.Checkpoints, "_make_space", full)
+    code = command(**asdict(QUICK) | {"run_folder": tmp_path / "run", "checkpoint_interval": 40})
+    assert "No space for a checkpoint" in code
+    assert "The last checkpoint is " in code
+    monkeypatch.undo()
+    assert command(resume=tmp_path / "run") == 0
+
+
+def test_resuming_with_other_options_or_no_run_is_refused(tmp_path):
+    folder, _ = run(tmp_path)
+    assert "found seed beside --resume" in command(resume=folder, seed=3)
+    assert "is not a run folder: it has no run.json" in command(resume=tmp_path)
+    assert "is not a run folder: it has no run.json" in command(resume=tmp_path / "nowhere")
+    options = json.loads((folder / "run.json").read_text())
+    for change, said in (
+        ({"seed": "0"}, "seed must be of type int, found '0'"),
+        ({"speed": 1}, "has the unknown ['speed']"),
+        ({"communication": "telepathy"}, "communication must be one of lstm"),
+    ):
+        changed = options | {"options": options["options"] | change}
+        (folder / "run.json").write_text(json.dumps(changed))
+        assert said in command(resume=folder)
+    (folder / "run.json").write_text("{")
+    assert "run.json is damaged" in command(resume=folder)
+
+
+def test_a_damaged_checkpoint_offers_the_older_one_which_resumes(tmp_path):
+    folder, tests = run(tmp_path, checkpoint_interval=40)
+    older, newest = sorted((folder / "checkpoints").glob("*.torchrl"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert f"The next older checkpoint is {older}." in command(resume=folder)
+    assert command(resume=older) == 0
+    assert json.loads((folder / "test_returns.json").read_text()) == tests
 
 
 def test_every_option_is_documented():
@@ -231,9 +348,10 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
 @pytest.mark.slow
 def test_the_defaults_learn_navigation(tmp_path):
     """A seed of its own, beside those of benchmarks/results: at least 3.9 of about 4.2 at 120,000 frames."""
-    options = Options(seed=7, run_folder=tmp_path / "run")
-    before, after = (returns["agents"] for returns in train(options))
+    options = Options(seed=7)
+    folder = Run.create(tmp_path / "run", asdict(options))
+    before, after = (torch.tensor(returns) for returns in train(options, folder).values())
     assert options.total_frames == 120_000
     assert before.mean() < 0
-    assert after.shape == (1000, 4)
+    assert len(after) == 1000
     assert after.mean() >= 3.9

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 
 from examples.train_vmas import train
 from tests.test_examples import QUICK
+from torchrl_bicnet import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,7 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_code_blocks_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    train(replace(QUICK, run_folder=Path("runs/first")))
+    train(QUICK, Run.create("runs/first", asdict(QUICK)))
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)

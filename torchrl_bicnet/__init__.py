@@ -8,13 +8,14 @@ from torchrl_bicnet.analysis import (
     order_sensitivity,
     visited_states,
 )
+from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
     NoCommunication,
     RecurrentCommunication,
 )
-from torchrl_bicnet.envs import make_vmas_env
+from torchrl_bicnet.envs import make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
 from torchrl_bicnet.figures import plot_channel_value, plot_influence, plot_order_sensitivity
@@ -24,6 +25,8 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
+from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
+from torchrl_bicnet.runs import Run
 
 __version__ = "0.1.0"
 
@@ -34,18 +37,23 @@ __all__ = [
     "BiCNetCritic",
     "Channel",
     "ChannelValue",
+    "Checkpoints",
+    "CollectorState",
     "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
     "OrderSensitivity",
     "RecurrentCommunication",
+    "Run",
     "channel_value",
     "evaluate",
     "example_channels",
     "influence",
     "influence_matrix",
+    "interquartile_mean",
     "intervene",
+    "learning_curves",
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
@@ -53,7 +61,11 @@ __all__ = [
     "paired_difference",
     "plot_channel_value",
     "plot_influence",
+    "plot_learning_curves",
     "plot_order_sensitivity",
     "reorder",
+    "restore",
+    "snapshot",
+    "verify_checkpoint",
     "visited_states",
 ]

@@ -216,6 +216,7 @@ class _Environment(Environment):
     def __init__(
         self, scenario: BaseScenario, num_envs: int, device: torch.device, *, seed: int | None, **options: Any
     ) -> None:
+        self.options = dict(options)
         self.random_stream = _RandomStream(seed, device)
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)

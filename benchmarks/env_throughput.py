@@ -1,0 +1,453 @@
+"""Frames per second of VMAS alone, of TorchRL's `VmasEnv` and of `make_vmas_env`: the raw repeats and a plot of them.
+
+A frame is one step of one environment, with all its agents. The contenders of a cell are timed in turns, A B C A B C,
+in one process; rates are medians over the turns, ratios those of the medians.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+import vmas
+from matplotlib.figure import Figure
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
+from torchrl import torchrl_logger
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase, VmasEnv
+from torchrl.modules import AdditiveGaussianModule
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env  # noqa: E402
+
+MAX_STEPS = 100  # of an episode, in the collection
+SIGMA = 0.3  # of the exploration noise, in the collection
+
+Block = Callable[[int], None]  # does so many units of work
+Cell = dict[str, Any]
+
+
+@dataclass
+class Options:
+    scenarios: tuple[str, ...] = ("navigation", "balance", "simple_spread")
+    """VMAS scenarios of the throughput, each with one group of agents"""
+    num_envs: tuple[int, ...] = (32, 128, 512, 2048, 8192, 32768)
+    """environments simulated in one batch"""
+    policies: tuple[Literal["random", "bicnet"], ...] = ("random", "bicnet")
+    """who acts: uniformly random actions, or an untrained BiCNet"""
+    done_fractions: tuple[float, ...] = (0.0, 0.05, 0.2)
+    """part of the environments that is reset after each step, at least one of them unless 0"""
+    reset_envs: tuple[int, ...] = (1024, 4096)
+    """environments of the question what resetting 5% of them costs, on navigation"""
+    step_envs: tuple[int, ...] = (64, 256, 1024)
+    """environments of the question what a step costs, on navigation and balance"""
+    collection_envs: tuple[int, ...] = (1024,)
+    """environments of the question what collection costs, on navigation and simple_spread"""
+    collection_steps: int = 100
+    """steps of a timed block of collection, a multiple of 10; an episode has 100"""
+    repeats: int = 5
+    """turns of each contender"""
+    budget: float = 4.0
+    """seconds aimed at for all turns of a contender in a cell; one whose single step takes longer is left out of it"""
+    turn_steps: int = 100
+    """steps of a turn at most"""
+    device: str = "cpu"
+    """where everything lives: cpu, cuda, cuda:1, ..."""
+    output: Path = ROOT / "benchmarks" / "results" / "throughput"
+    """folder for DEVICE.json and DEVICE.png"""
+    quick: bool = False
+    """a look in about half a minute: navigation, few environments and turns, whatever these options say"""
+    plot: Path | None = None
+    """draw the picture of this JSON file again, and measure nothing"""
+
+
+QUICK = {
+    "scenarios": ("navigation",),
+    "num_envs": (32, 256),
+    "done_fractions": (0.0, 0.05),
+    "reset_envs": (256,),
+    "step_envs": (64,),
+    "collection_envs": (64,),
+    "collection_steps": 10,
+    "repeats": 3,
+    "budget": 0.3,
+}
+
+
+def main(options: Options) -> None:
+    if options.plot is not None:
+        draw(json.loads(options.plot.read_text())).savefig(options.plot.with_suffix(".png"), dpi=120)
+        return
+    if options.quick:
+        options = replace(options, **QUICK)
+    check(options)
+    file = options.output / f"{torch.device(options.device).type}.json"
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = {"about": about(options), "throughput": [], "partial_reset": [], "step": [], "collection": []}
+    cells = list(plan(options))
+    bar = tqdm(cells, unit="cell", dynamic_ncols=True)
+    for section, function, settings in bar:
+        bar.set_postfix_str(" ".join([section, *map(str, settings.values())]))
+        torch.manual_seed(0)
+        results[section].append({**settings, **function(options, **settings)})
+        file.write_text(json.dumps(results, indent=2) + "\n")  # after each cell: a stopped benchmark keeps the others
+    for section in ("partial_reset", "step", "collection"):
+        for cell in results[section]:
+            ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in cell["ratios"].items())
+            print(f"{section}, {cell['scenario']}, {cell['num_envs']} environments: {ratios}")
+    if results["throughput"]:
+        draw(results).savefig(file.with_suffix(".png"), dpi=120)
+    print(f"The raw repeats are in {file}")
+
+
+def plan(options: Options) -> Iterator[tuple[str, Callable[..., Cell], dict[str, Any]]]:
+    """The cells to measure: their section of the results, the function that does it and its settings."""
+    for scenario, num_envs in itertools.product(("navigation",), options.reset_envs):
+        yield "partial_reset", partial_reset, {"scenario": scenario, "num_envs": num_envs, "fraction": 0.05}
+    for scenario, num_envs in itertools.product(("navigation", "balance"), options.step_envs):
+        yield "step", step, {"scenario": scenario, "num_envs": num_envs}
+    for scenario, num_envs in itertools.product(("navigation", "simple_spread"), options.collection_envs):
+        yield "collection", collection, {"scenario": scenario, "num_envs": num_envs}
+    names = ("scenario", "num_envs", "policy", "done_fraction")
+    for values in itertools.product(options.scenarios, options.num_envs, options.policies, options.done_fractions):
+        yield "throughput", throughput, dict(zip(names, values))
+
+
+def throughput(options: Options, scenario: str, num_envs: int, policy: str, done_fraction: float) -> Cell:
+    """Frames per second of the three simulators, some environments reset after each step."""
+    team = Team(scenario, options.device)
+    random = policy == "random"
+    ours = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
+    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
+    windows = staggered(num_envs, done_fraction)
+    blocks = {
+        "vmas": vmas_loop(scenario, num_envs, options.device, team.random if random else team.act, windows),
+        "VmasEnv": torchrl_loop(stock, team.random_policy if random else team.actor, windows),
+        "ours": torchrl_loop(ours, team.random_policy if random else team.actor, windows),
+    }
+    resets = {"resets_per_step": len(windows[0]) if windows else 0}
+    ratios = (("ours", "VmasEnv"), ("ours", "vmas"))
+    return resets | compare(blocks, num_envs, ratios, options)
+
+
+def partial_reset(options: Options, scenario: str, num_envs: int, fraction: float) -> Cell:
+    """Resets per second of some of the environments, and of all of them."""
+    windows = staggered(num_envs, fraction)
+    ours = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
+    whole = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
+    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
+
+    def full(units: int) -> None:
+        for _ in range(units):
+            whole.reset()
+
+    blocks = {"VmasEnv": reset_loop(stock, windows), "ours": reset_loop(ours, windows), "ours, full": full}
+    return compare(blocks, 1, (("ours", "VmasEnv"), ("ours", "ours, full")), options)
+
+
+def step(options: Options, scenario: str, num_envs: int) -> Cell:
+    """Frames per second of a step and of what makes its outcome the next input, with random actions, without resets.
+
+    `make_vmas_env` adds a step counter, returns and per-agent dones to what `VmasEnv` does; without them it is in
+    "ours, without transforms".
+    """
+    team = Team(scenario, options.device)
+    ours, bare = (make_vmas_env(scenario, num_envs, device=options.device, seed=0) for _ in range(2))
+    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
+    environments = {"VmasEnv": stock, "ours": ours, "ours, without transforms": bare.base_env}
+    blocks = {name: torchrl_loop(env, team.random_policy, []) for name, env in environments.items()}
+    return compare(blocks, num_envs, [(name, "VmasEnv") for name in blocks if name != "VmasEnv"], options)
+
+
+def collection(options: Options, scenario: str, num_envs: int) -> Cell:
+    """Frames per second of collection with BiCNet and noise, in blocks of `collection_steps`.
+
+    "bare loop": raw VMAS, the net, noise; no buffer, no resets. "VmasEnv": TorchRL's Collector over it, no buffer.
+    "ours": the Collector over `make_vmas_env`, its transitions put into a replay buffer, as `examples/train_vmas.py`
+    does.
+    """
+    team = Team(scenario, options.device)
+
+    def noisy(observation: Tensor) -> Tensor:
+        action = team.act(observation)
+        return (action + SIGMA * torch.randn_like(action)).clamp(team.low, team.high)
+
+    ours = make_vmas_env(scenario, num_envs, max_steps=MAX_STEPS, device=options.device, seed=0)
+    stock = VmasEnv(scenario, num_envs=num_envs, max_steps=MAX_STEPS, device=options.device, seed=0)
+    collectors = [collect(env, team, options.device) for env in (stock, ours)]
+    critic = BiCNetCritic.from_env(ours)
+    keys = make_ddpg_loss(team.actor, critic).in_keys
+    storage = LazyTensorStorage(max(120_000, 10 * num_envs), device=options.device)
+    buffer = TensorDictReplayBuffer(storage=storage, batch_size=256)
+    bare = vmas_loop(scenario, num_envs, options.device, noisy, [])
+
+    def collector_loop(batches: Iterator[TensorDictBase], keep: bool) -> Block:
+        def block(steps: int) -> None:
+            for batch in itertools.islice(batches, steps // 10):
+                if keep:
+                    buffer.extend(batch.reshape(-1).select(*keys, strict=False))
+
+        return block
+
+    stock_batches, our_batches = map(iter, collectors)
+    blocks = {
+        "bare loop": bare,
+        "VmasEnv": collector_loop(stock_batches, keep=False),
+        "ours": collector_loop(our_batches, keep=True),
+    }
+    ratios = (("ours", "bare loop"), ("VmasEnv", "bare loop"), ("ours", "VmasEnv"))
+    cell = compare(blocks, num_envs, ratios, options, steps=options.collection_steps)
+    for collector in collectors:
+        collector.shutdown()
+    return cell
+
+
+def collect(env: EnvBase, team: Team, device: str) -> Collector:
+    noise = AdditiveGaussianModule(
+        team.actor.spec, sigma_init=SIGMA, sigma_end=SIGMA, action_key=team.actor.out_keys[-1], device=device
+    )
+    policy = TensorDictSequential(team.actor, noise)
+    return Collector(
+        env,
+        policy,
+        frames_per_batch=10 * env.batch_size[0],
+        total_frames=-1,
+        auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has them
+    )
+
+
+class Team:
+    """One net for every contender: as the actor of TorchRL's loops, and as plain tensors for VMAS alone."""
+
+    def __init__(self, scenario: str, device: str) -> None:
+        env = make_vmas_env(scenario, 1, device=device)
+        (self.group,) = env.group_map
+        spec = env.full_action_spec[self.group, "action"][0]  # (N, a)
+        self.low, self.high = spec.space.low, spec.space.high
+        observation = env.observation_spec[self.group, "observation"].shape[-1]
+        self.net = BiCNet(observation, spec.shape[-1], device=device)
+        self.actor = BiCNetActor(observation, env.full_action_spec, group=self.group, net=self.net)
+
+    def act(self, observation: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * (self.net(observation).tanh() + 1) / 2
+
+    def random(self, observation: Tensor) -> Tensor:
+        shape = (len(observation), *self.low.shape)
+        return self.low + (self.high - self.low) * torch.rand(shape, device=observation.device)
+
+    def random_policy(self, td: TensorDictBase) -> TensorDictBase:
+        return td.set((self.group, "action"), self.random(td[self.group, "observation"]))
+
+
+def staggered(num_envs: int, fraction: float) -> list[Tensor]:
+    """Disjoint sets of environments, each to be reset after one step; none for a fraction of 0."""
+    count = max(round(fraction * num_envs), 1) if fraction else 0
+    return [window for window in torch.randperm(num_envs).split(count) if len(window) == count] if count else []
+
+
+def masks(windows: list[Tensor], env: EnvBase) -> Iterator[Tensor]:
+    """The same for TorchRL, (num_envs, 1), on the device, for ever."""
+    ended = [torch.zeros(env.batch_size[0], 1, dtype=torch.bool).index_fill(0, window, True) for window in windows]
+    return itertools.cycle([mask.to(env.device) for mask in ended])
+
+
+def vmas_loop(
+    scenario: str, num_envs: int, device: str, choose: Callable[[Tensor], Tensor], windows: list[Tensor]
+) -> Block:
+    env = vmas.make_env(scenario, num_envs, device=device, seed=0)
+    observation = torch.stack(env.reset(), 1)  # (num_envs, N, o)
+    ended = itertools.cycle([window.tolist() for window in windows])
+
+    def block(steps: int) -> None:
+        nonlocal observation
+        for _ in range(steps):
+            observations = env.step(choose(observation).unbind(1))[0]
+            if windows:
+                for index in next(ended):
+                    env.reset_at(index, return_observations=False)
+                (observations,) = env.get_from_scenario(
+                    get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+                )
+            observation = torch.stack(observations, 1)
+
+    return block
+
+
+def torchrl_loop(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], windows: list[Tensor]) -> Block:
+    td = env.reset()
+    ended = masks(windows, env)
+
+    def block(steps: int) -> None:
+        nonlocal td
+        for _ in range(steps):
+            td = env.step_mdp(env.step(policy(td)))
+            if windows:
+                td = env.reset(td.set("_reset", next(ended)))
+
+    return block
+
+
+def reset_loop(env: EnvBase, windows: list[Tensor]) -> Block:
+    td = env.reset()
+    ended = masks(windows, env)
+
+    def block(units: int) -> None:
+        nonlocal td
+        for _ in range(units):
+            td = env.reset(td.set("_reset", next(ended)))
+
+    return block
+
+
+@torch.no_grad()
+def compare(
+    blocks: dict[str, Block], per_unit: int, ratios: Any, options: Options, *, steps: int | None = None
+) -> Cell:
+    """Time the blocks in turns.
+
+    Args:
+        blocks (dict): contender to what it does.
+        per_unit (int): what a unit of work counts, such as the frames of a step.
+        ratios (sequence of pairs of str): which contenders' rates to divide.
+        options (Options): repeats, budget and device.
+        steps (int, optional): units of a turn. ``None``: as many as fit the budget, at most
+            ``options.turn_steps``.
+    """
+    share = options.budget / options.repeats
+    units, left_out = {}, {}
+    for name, block in blocks.items():
+        if steps is not None:
+            block(steps)
+            units[name] = steps
+            continue
+        once = timed(block, 1, options.device)
+        if once < 4 * options.budget:  # the first does what happens once, such as loading kernels
+            once = timed(block, 1, options.device)
+        if once > options.budget:
+            left_out[name] = f"one step takes {once:.3g} s, more than the budget of {options.budget:.3g} s"
+        else:
+            units[name] = min(max(int(share / once), 1), options.turn_steps)
+    seconds: dict[str, list[float]] = {name: [] for name in units}
+    for _ in range(options.repeats):
+        for name, count in units.items():
+            seconds[name].append(timed(blocks[name], count, options.device))
+    rates = {name: units[name] * per_unit / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "counted_per_turn": {name: count * per_unit for name, count in units.items()},
+        "seconds": seconds,
+        "left_out": left_out,
+        "per_second": rates,
+        "ratios": {f"{a} / {b}": rates[a] / rates[b] for a, b in ratios if a in rates and b in rates},
+    }
+
+
+def timed(block: Block, units: int, device: str) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    block(units)
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def about(options: Options) -> dict[str, Any]:
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    if options.device.startswith("cuda"):
+        machine += f", {torch.cuda.get_device_name(options.device)}"
+    chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "plot")}
+    packages = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas")
+    return {
+        "options": chosen,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Frames per second over the number of environments, from what the JSON file holds."""
+    cells = results.get("throughput") if isinstance(results, dict) else None
+    if not cells:
+        raise ValueError("The results hold no throughput to draw; measure it with --num-envs.")
+    rows, columns = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("scenario", "policy"))
+    fractions = list(dict.fromkeys(cell["done_fraction"] for cell in cells))
+    figure = Figure(figsize=(6 * len(columns), 3.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for (i, scenario), (j, policy) in itertools.product(enumerate(rows), enumerate(columns)):
+        axes = grid[i, j]
+        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours")), fractions):
+            points = [
+                (cell["num_envs"], cell["per_second"][name])
+                for cell in cells
+                if (cell["scenario"], cell["policy"], cell["done_fraction"]) == (scenario, policy, fraction)
+                and name in cell["per_second"]
+            ]
+            style = {"color": f"C{colour}", "linestyle": ("-", "--", ":", "-.")[fractions.index(fraction) % 4]}
+            axes.plot(*zip(*sorted(points)), marker="o", markersize=3, label=f"{name}, {fraction:.0%} reset", **style)
+        axes.set(xlabel="environments", ylabel="frames per second", title=f"{scenario}, {policy} actions")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    grid[0, 0].legend(fontsize="small")
+    where = results["about"]
+    figure.suptitle(f"{where['machine']}, {where['threads']} threads", fontsize="small")
+    return figure
+
+
+def check(options: Options) -> None:
+    """Fail before anything is measured or written, with what was found and what is expected."""
+    sizes = (*options.num_envs, *options.reset_envs, *options.step_envs, *options.collection_envs)
+    turns = (("repeats", options.repeats), ("turn_steps", options.turn_steps))
+    for name, value in (*turns, *(("environments", size) for size in sizes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+    if not options.budget > 0:
+        raise ValueError(f"budget must be above 0 seconds, found {options.budget}.")
+    if options.collection_steps < 10 or options.collection_steps % 10:
+        raise ValueError(f"collection_steps must be a multiple of 10, found {options.collection_steps}.")
+    for fraction in options.done_fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"done_fractions must be between 0 and 1, found {fraction}.")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {options.device!r}.")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
+    for scenario in options.scenarios:
+        groups = make_vmas_env(scenario, 1).group_map
+        if len(groups) > 1:
+            raise ValueError(f"A scenario must have one group of agents; {scenario} has {', '.join(groups)}.")
+
+
+if __name__ == "__main__":
+    torchrl_logger.setLevel("WARNING")  # its notes would break the progress bar
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

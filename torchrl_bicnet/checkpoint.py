@@ -1,0 +1,276 @@
+"""Checkpoints of a training run: whole or refused, rotated, the best kept apart, without pickles."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation, StateDictCheckpointAdapter
+from torchrl.collectors import Collector
+from torchrl.data import ReplayBuffer
+
+from torchrl_bicnet.envs import WorldSnapshot, restore, snapshot
+from torchrl_bicnet.envs.world import environment_of
+
+# What TorchRL and tensordict write for tensors and plain values. All else they might unpickle.
+SAFE_SUFFIXES = (".json", ".memmap")
+
+
+def verify_checkpoint(path: Path | str) -> None:
+    """Read a checkpoint through without loading it: whole, unchanged since it was written, and free of pickles.
+
+    Args:
+        path (Path or str): an archive written by :class:`torchrl.checkpoint.Checkpoint` or :class:`Checkpoints`.
+
+    Raises:
+        CheckpointError: for a file that is missing, truncated, changed (each part has a checksum) or something else
+            than such an archive; for any part that is not JSON or a memory-mapped tensor, since TorchRL would unpickle
+            it, which runs code.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torchrl.checkpoint import Checkpoint, CheckpointError
+        >>> path = Checkpoint(format="archive", net=torch.nn.Linear(2, 1)).save(tempfile.mkdtemp() + "/net.torchrl")
+        >>> verify_checkpoint(path)
+        >>> _ = path.write_bytes(path.read_bytes()[:-30])
+        >>> try:
+        ...     verify_checkpoint(path)
+        ... except CheckpointError as error:
+        ...     print("net.torchrl is not a whole checkpoint" in str(error))
+        True
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: expected a file that Checkpoints wrote.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            foreign = [name for name in archive.namelist() if PurePosixPath(name).suffix not in SAFE_SUFFIXES]
+            damaged = None if foreign else archive.testzip()
+    except Exception as error:  # a flipped bit may send zipfile anywhere
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds {foreign[0]}, which is neither JSON nor a tensor. Nothing of it was loaded: such a file can "
+            "run code."
+        )
+    if damaged is not None:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {damaged} has changed since it was written.")
+    Checkpoint.manifest(path)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder: the last few, and the best apart.
+
+    Each is one archive of :class:`torchrl.checkpoint.Checkpoint`. It appears under its name when it is whole, so that
+    a crash while writing leaves those before it as they were, and holds a checksum of each part. Loading it runs no
+    code from the file (see :func:`verify_checkpoint`).
+
+    Args:
+        folder (Path or str): where the checkpoints go, ``checkpoint-STEP.torchrl``, the best one in ``best``.
+        components (dict): name to what is saved and restored: anything with ``state_dict`` and ``load_state_dict``, a
+            :class:`~torchrl.data.ReplayBuffer`, a dictionary or list of JSON values.
+
+    Keyword Args:
+        keep_last (int): checkpoints to keep beside the best. Defaults to 2.
+        best_components (collection of str): names of the components that the best checkpoint holds, such as the
+            networks. Defaults to none: no best checkpoint.
+        leave_out (collection of str): names that are never saved, such as the replay buffer to save space. They stay
+            as they are when a checkpoint is restored.
+
+    Raises:
+        ValueError: for a name in ``best_components`` or ``leave_out`` that is no component, ``keep_last`` below 1.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net, counters = torch.nn.Linear(2, 1), {"frames": 600}
+        >>> checkpoints = Checkpoints(tempfile.mkdtemp(), {"net": net, "counters": counters})
+        >>> checkpoints.save(600).name
+        'checkpoint-000000000600.torchrl'
+        >>> counters["frames"] = 1200
+        >>> checkpoints.load(checkpoints.latest())
+        600
+        >>> counters
+        {'frames': 600}
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        components: dict[str, Any],
+        *,
+        keep_last: int = 2,
+        best_components: Collection[str] = (),
+        leave_out: Collection[str] = (),
+    ) -> None:
+        unknown = sorted({*best_components, *leave_out} - components.keys())
+        if unknown:
+            raise ValueError(f"No component is called {', '.join(unknown)}; there are {', '.join(components)}.")
+        self.folder = Path(folder).absolute()
+        self.components = components
+        self.best_components = list(best_components)
+        self.saved_components = [name for name in components if name not in leave_out]
+        self._checkpoint = Checkpoint(format="archive", **components)
+        # A replay buffer's own dump() pickles; its state dict needs no pickle.
+        self._checkpoint.register_adapter(ReplayBuffer, StateDictCheckpointAdapter())
+        self._last = CheckpointRotation(self.folder, keep_last=keep_last)
+        self._best = CheckpointRotation(self.folder / "best", keep_last=1, keep_best=("metric", "max"))
+
+    def save(self, step: int) -> Path:
+        """Write everything under ``step`` and remove all but the newest ``keep_last``.
+
+        Raises:
+            OSError: if the disk is full, before anything is written. The checkpoints before this one stay.
+        """
+        self._make_space()
+        return self._last.save(self._checkpoint, step=step, components=self.saved_components)
+
+    def save_best(self, step: int, metric: float) -> Path:
+        """Write ``best_components`` if ``metric`` is above that of the best so far; returns the best one's path.
+
+        Raises:
+            OSError: if the disk is full, before anything is written.
+        """
+        self._make_space()
+        best = self.best()
+        if best is None or metric > Checkpoint.manifest(best)["metadata"]["metric"]:
+            best = self._best.save(
+                self._checkpoint, step=step, components=self.best_components, metadata={"metric": metric}
+            )
+        return best
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, whole or not, if there is one."""
+        paths = self._paths()
+        return paths[-1] if paths else None
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest metric, if there is one."""
+        return self._best.best()
+
+    def load(self, path: Path, *, map_location: torch.device | str | None = None) -> int:
+        """Load a checkpoint into the components; returns its step.
+
+        Args:
+            path (Path): one of this folder, or the best one, from which components that it lacks stay as they are.
+            map_location (torch.device, optional): where its tensors go. ``None``: where they were.
+
+        Raises:
+            CheckpointError: if it is not a whole checkpoint of these components; names the next older one if there is
+                any. The components are untouched if the file is damaged, but may be partly loaded if it is whole and
+                of other components.
+        """
+        path = Path(path).absolute()
+        in_best = path.parent == self._best.directory
+        try:
+            verify_checkpoint(path)
+            stored = Checkpoint.manifest(path)["components"]
+            wanted = [name for name in self.components if name in stored]
+            if not in_best:
+                wanted = [*wanted, *self.saved_components]
+            self._checkpoint.load(path, components=set(wanted), map_location=map_location)
+        except CheckpointError as error:
+            older = [other for other in self._paths() if other.name < path.name or in_best]
+            offer = f" The next older checkpoint is {older[-1]}." if older else " There is no older checkpoint."
+            raise CheckpointError(f"{error}{offer}") from error
+        return int(path.stem.removeprefix("checkpoint-"))
+
+    def resume(self, path: Path) -> int:
+        """:meth:`load`, for a run that goes on from here: newer checkpoints are set aside, renamed ``*.discarded``."""
+        step = self.load(path)
+        for newer in self._paths():
+            if newer.name > path.name:
+                os.replace(newer, newer.with_suffix(".discarded"))
+        return step
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.torchrl"))
+
+    def _make_space(self) -> None:
+        """Remove what an interrupted write left, and see whether there is room for another.
+
+        Writing to a memory map on a full disk would end the process by a signal. The parts are written side by side
+        first and then into the archive.
+        """
+        for leftover in [*self.folder.glob(".checkpoint-*"), *self.folder.glob("best/.checkpoint-*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        saved = [self.components[name] for name in self.saved_components]
+        states = [component.state_dict() if hasattr(component, "state_dict") else component for component in saved]
+        needed = 2 * _stored_bytes(states) + 2**24
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"No space for a checkpoint: it needs about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free",
+                str(self.folder),
+            )
+
+
+def _stored_bytes(state: Any) -> int:
+    """Bytes of the tensors in a nested state dict."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(_stored_bytes(value) for value in state.values())
+    return sum(_stored_bytes(value) for value in state) if isinstance(state, (list, tuple)) else 0
+
+
+class CollectorState:
+    """Where a collector over a VMAS environment is: the worlds, their random stream, the step it goes on from.
+
+    A component for :class:`Checkpoints`: TorchRL's collectors save their counters, but neither the simulator behind the
+    environment nor the observations they go on from.
+
+    Args:
+        collector (Collector): over an environment of :func:`~torchrl_bicnet.make_vmas_env`, in this process.
+
+    Raises:
+        TypeError: for a collector over another environment.
+
+    Example:
+        >>> from torchrl_bicnet import make_vmas_env
+        >>> def make_collector():
+        ...     return Collector(make_vmas_env("navigation", num_envs=4), frames_per_batch=8, total_frames=16)
+        >>> first, second = make_collector(), make_collector()
+        >>> _ = next(iter(first))
+        >>> CollectorState(second).load_state_dict(CollectorState(first).state_dict())
+        >>> start, same_start = (next(iter(collector))["agents", "observation"][:, 0] for collector in (first, second))
+        >>> torch.equal(start, same_start)
+        True
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        environment_of(collector.env)
+        self.collector = collector
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, observations and worlds, as tensors and plain values."""
+        counters = self.collector.state_dict()
+        world = snapshot(self.collector.env)
+        return {
+            "counters": {name: counters[name] for name in ("frames", "iter", "traj_pool") if name in counters},
+            "carrier": self.collector._carrier.to_dict(),  # TorchRL 0.14 has no public name for it
+            "tensors": world.tensors.to_dict(),
+            "plain": world.plain,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another scenario or another number of environments.
+        """
+        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), state["plain"]))
+        self.collector.load_state_dict(state["counters"], strict=False)
+        if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
+            self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])
+        # A reset's tensordict without its tensors: groups of agents have batch sizes of their own.
+        self.collector._carrier = self.collector._carrier.empty(recurse=True).update(state["carrier"])
