@@ -34,7 +34,7 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
         TensorDict: the policy's ``in_keys``, ``(S,)``: every state from which an action was taken, by time.
 
     Raises:
-        TypeError: for a policy that is no TensorDict module.
+        TypeError: for a policy that is no TensorDict module, or no seed.
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
 
     Example:
@@ -129,7 +129,7 @@ def channel_value(
         ChannelValue: the evaluations.
 
     Raises:
-        TypeError: for a policy that is no module, or something else than channels.
+        TypeError: for a policy that is no module, something else than channels, or no seed.
         ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNet`.
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
 
@@ -141,6 +141,10 @@ def channel_value(
         >>> list(value.losses())
         ['cut', 'range 0.5']
     """
+    _check_seed(seed)
+    wrong = {label: channel for label, channel in dict(channels).items() if not isinstance(channel, Channel)}
+    if wrong:
+        raise TypeError(f"channels must be of type Channel, found {wrong}.")
     evaluations = []
     for channel in (Channel(), *channels.values()):
         with intervene(policy, channel):
@@ -226,7 +230,7 @@ def order_sensitivity(
         OrderSensitivity: the orders, the evaluations and the spread of the actions.
 
     Raises:
-        TypeError: for a policy that is no module.
+        TypeError: for a policy that is no TensorDict module, or ``max_orders`` or ``seed`` that are no integers.
         ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNetActor` of this group, or several for ``None``;
             if ``max_orders`` is below 2.
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
@@ -238,6 +242,8 @@ def order_sensitivity(
         >>> sensitivity.orders.shape, sensitivity.action_std.shape
         (torch.Size([6, 3]), torch.Size([3]))
     """
+    if isinstance(max_orders, bool) or not isinstance(max_orders, int):
+        raise TypeError(f"max_orders must be an integer, found {max_orders!r}.")
     if max_orders < 2:
         raise ValueError(f"max_orders must be at least 2, found {max_orders}.")
     actor = _actor(policy, group)
@@ -253,6 +259,11 @@ def order_sensitivity(
     variance = torch.stack(actions).var(0, correction=0)
     name = actor.group if isinstance(actor.group, str) else "/".join(actor.group)
     return OrderSensitivity(orders, evaluations, variance.mean((0, -1)).sqrt(), name)
+
+
+def _check_seed(seed: int) -> None:
+    if seed is None:
+        raise TypeError("seed must be an integer, so that evaluations start from the same states, found None.")
 
 
 def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:
@@ -283,6 +294,7 @@ def _evaluate_and_keep_states(
 ) -> tuple[Evaluation, TensorDict]:
     if not isinstance(policy, TensorDictModuleBase):
         raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
+    _check_seed(seed)
     states = []
 
     def keep(td: TensorDictBase) -> TensorDictBase:

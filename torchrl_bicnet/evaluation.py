@@ -180,6 +180,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
         same per agent, named as in :meth:`Evaluation.summary`, with ``GROUP/`` before them for several groups.
 
     Raises:
+        TypeError: for something else than evaluations.
         ValueError: if the evaluations have no seed, different ones, or returns of different groups or shapes.
 
     Example:
@@ -190,6 +191,9 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
         >>> difference["evaluation_return_difference_stderr"] > 0
         True
     """
+    for evaluation in (first, second):
+        if not isinstance(evaluation, Evaluation):
+            raise TypeError(f"Expected two evaluations, found {type(evaluation).__name__}.")
     if first.seed is None or first.seed != second.seed:
         raise ValueError(
             f"Only evaluations from the same start states can be paired: expected one seed, found {first.seed} and "

@@ -23,6 +23,7 @@ def plot_influence(matrix: Tensor) -> Figure:
         Figure: Matplotlib's.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: if it is not square.
         ImportError: without Matplotlib, of the extra ``train``.
 
@@ -31,6 +32,7 @@ def plot_influence(matrix: Tensor) -> Figure:
         >>> plot_influence(torch.rand(3, 3)).axes[0].get_xlabel()
         'observation of agent'
     """
+    _check_type("matrix", matrix, Tensor)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"Expected a matrix (N, N), found shape {tuple(matrix.shape)}.")
     values = matrix.detach().cpu().numpy()
@@ -58,6 +60,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         Figure: Matplotlib's; a panel for each group, a row for each channel.
 
     Raises:
+        TypeError: for something else than a :class:`~torchrl_bicnet.ChannelValue`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -68,6 +71,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['intact', 'cut']
     """
+    _check_type("value", value, ChannelValue)
     rows = {"intact": value.intact, **value.changed}
     summaries = [evaluation.summary() for evaluation in rows.values()]
     groups = list(value.intact.returns)
@@ -95,6 +99,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         their differences to the order of the training, on the right the actions.
 
     Raises:
+        TypeError: for something else than an :class:`~torchrl_bicnet.OrderSensitivity`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -105,6 +110,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         >>> len(plot_order_sensitivity(sensitivity).axes)
         2
     """
+    _check_type("sensitivity", sensitivity, OrderSensitivity)
     episodes = sensitivity.returns().cpu().numpy()  # (P, E)
     returns, several = episodes.mean(-1), episodes.shape[-1] > 1
     errors = (episodes - episodes[0]).std(-1, ddof=int(several)) / episodes.shape[-1] ** 0.5
@@ -121,6 +127,11 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
     right.bar(agents, sensitivity.action_std.cpu().numpy())
     right.set(xlabel="agent", ylabel="standard deviation of the action", xticks=agents)
     return figure
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be of type {expected.__name__}, found {type(value).__name__}.")
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -25,7 +25,7 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         Tensor: ``(*B, N, N)``, row ``i`` acts, column ``j`` observes.
 
     Raises:
-        TypeError: for an actor that is no :class:`~torchrl_bicnet.BiCNetActor`.
+        TypeError: for an actor that is no :class:`~torchrl_bicnet.BiCNetActor`, or states in no tensordict.
         KeyError: if the states lack one of the actor's ``in_keys``.
 
     Example:
@@ -36,6 +36,7 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
     """
     if not isinstance(actor, BiCNetActor):
         raise TypeError(f"actor must be a BiCNetActor, found {type(actor).__name__}.")
+    _check_states(states)
     tensors = {key: states.get(key, None) for key in actor.in_keys}
     missing = [key for key, value in tensors.items() if value is None]
     if missing:
@@ -79,6 +80,7 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         >>> (matrix != 0).int().tolist()
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     """
+    _check_states(states)
     if 0 in states.batch_size:
         raise ValueError(f"Expected at least one state, found batch shape {tuple(states.batch_size)}.")
     norms = influence(actor, states)
@@ -88,3 +90,8 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         both = mask.unsqueeze(-1) & mask.unsqueeze(-2)
     norms, both = (x.reshape(-1, *norms.shape[-2:]) for x in (norms, both))
     return norms.sum(0) / both.sum(0).clamp_min(1)
+
+
+def _check_states(states: TensorDictBase) -> None:
+    if not isinstance(states, TensorDictBase):
+        raise TypeError(f"states must be a TensorDict, found {type(states).__name__}.")
