@@ -337,6 +337,7 @@ class TestPadding:
         env = make_vmas_env(Duo(), 2, pad=True, group_map={"team": ["red_robot", "red_drone"]})
         assert torch.equal(env.reset()["team", "observation"][..., 1:], torch.eye(2).expand(2, 2, 2))
 
+    @pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning")
     def test_partial_resets_keep_the_padding(self):
         env = make_vmas_env("simple_speaker_listener", 4, pad=True, seed=0)
         td = step_and_partly_reset(env, env.reset())

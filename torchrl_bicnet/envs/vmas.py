@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from gym import spaces
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite
 from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter, TransformedEnv, VmasWrapper
@@ -24,6 +25,7 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.envs.padding import Padding
+from torchrl_bicnet.envs.reset import reset_rows
 
 
 def make_vmas_env(
@@ -142,7 +144,9 @@ def _scenario_options(scenario: BaseScenario) -> set[str]:
 
 
 class _VmasWrapper(VmasWrapper):
-    """TorchRL's wrapper with one Bounded spec for agents that differ in their action bounds alone."""
+    """TorchRL's wrapper with masked resets and one Bounded spec for agents that differ in their action bounds alone."""
+
+    _env: Any
 
     def _make_unbatched_group_specs(self, group: str) -> tuple[Composite | None, ...]:
         observation, action, reward, info = super()._make_unbatched_group_specs(group)
@@ -153,6 +157,30 @@ class _VmasWrapper(VmasWrapper):
             )
             action = Composite(action=Bounded(low, high, device=self.device), shape=low.shape[:1], device=self.device)
         return observation, action, reward, info
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None or mask.all():
+            return super()._reset()
+        environment = self._env
+        self._env = _Reset(reset_rows(environment, mask.squeeze(-1)))
+        try:
+            return super()._reset()
+        finally:
+            self._env = environment
+
+
+class _Reset:
+    """Stands in for an environment that was reset, for TorchRL to make a tensordict of what it gave."""
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+
+    def reset(self, **_: bool) -> None:
+        """Done already."""
+
+    def get_from_scenario(self, **_: bool) -> list[Any]:
+        return self.outputs
 
 
 class _RandomStream:
@@ -212,6 +240,8 @@ class _Environment(Environment):
     """VMAS's environment with a random stream of its own and, if asked for, padded agents."""
 
     padding: Padding | None = None
+    # What hinders resets of some rows at once: empty if nothing does, None before anyone asked.
+    reset_in_common: str | None = None
 
     def __init__(
         self, scenario: BaseScenario, num_envs: int, device: torch.device, *, seed: int | None, **options: Any
