@@ -143,6 +143,8 @@ class Shelter(Countdown):
             self.constant = torch.zeros(2, self.constant.shape[1] + 1)
         elif self.leak == "mean":
             self.whole[rows] += self.seen.mean()
+        elif self.leak == "choice":
+            self.flag = int(torch.rand(1) < 0.5)
         elif self.leak == "list":
             self.resets.append(env_index)
 
@@ -237,6 +239,12 @@ class TestOneByOne:
         assert torch.equal(dones, expected_dones)
         assert ours.scenario.flag == stock.scenario.flag
         reset_rows(ours, MASK)  # and says it once
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_if_a_choice_for_all_comes_out_as_before(self, seed):
+        environment = simulator(make_vmas_env(Shelter("choice"), 5, seed=seed))
+        with pytest.warns(UserWarning, match=r"scenario.flag changes"):
+            reset_rows(environment, MASK)
 
     def test_if_it_shows_later(self):
         environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
