@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.test_envs import SCENARIOS, Countdown
-from tests.test_world import assert_same, play
+from tests.test_world import assert_same
 from torchrl_bicnet import make_vmas_env, restore, snapshot
 from torchrl_bicnet.envs.reset import reset_rows
 from torchrl_bicnet.envs.walk import walk
@@ -68,8 +68,7 @@ def partly_reset(env, mask):
 )
 def test_every_scenario(scenario):
     env, mask = make_vmas_env(scenario, 5, seed=0), torch.tensor([False, True, False, True, True])
-    td, _ = play(env, env.reset(), 1, seed=1) if scenario not in IN_COMMON else (env.reset(), None)
-    td = env.step(env.rand_action(td))["next"]
+    td = steps(env, env.reset(), 2)[-1]
     before, world = rows_of(env), snapshot(env)
     if scenario in IN_COMMON:
         with pytest.warns(UserWarning, match=IN_COMMON[scenario]):
@@ -78,7 +77,6 @@ def test_every_scenario(scenario):
     at_reset = env.reset()
     start = rows_of(env)
     restore(env, world)
-    simulator(env).reset_in_common = None  # asked again, without a trace
     partial = partly_reset(env, mask)
     assert simulator(env).reset_in_common == ""
     now = rows_of(env)
@@ -145,6 +143,8 @@ class Shelter(Countdown):
             self.constant = torch.zeros(2, self.constant.shape[1] + 1)
         elif self.leak == "mean":
             self.whole[rows] += self.seen.mean()
+        elif self.leak == "choice":
+            self.flag = int(torch.rand(1) < 0.5)
         elif self.leak == "list":
             self.resets.append(env_index)
 
@@ -240,6 +240,12 @@ class TestOneByOne:
         assert ours.scenario.flag == stock.scenario.flag
         reset_rows(ours, MASK)  # and says it once
 
+    @pytest.mark.parametrize("seed", range(6))
+    def test_if_a_choice_for_all_comes_out_as_before(self, seed):
+        environment = simulator(make_vmas_env(Shelter("choice"), 5, seed=seed))
+        with pytest.warns(UserWarning, match=r"scenario.flag changes"):
+            reset_rows(environment, MASK)
+
     def test_if_it_shows_later(self):
         environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
         reset_rows(environment, MASK)
@@ -275,7 +281,15 @@ def test_nothing_waits_for_each_environment(n_resets):
     assert partial.found == full.found + 1  # whether the mask has all
 
 
-@pytest.mark.parametrize("scenario", ["navigation", "balance", "dispersion", "transport", "discovery", "simple_spread"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "dispersion",
+        "navigation",
+        "simple_spread",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("balance", "discovery", "transport", "wheel")),
+    ],
+)
 def test_start_states_have_the_distribution_of_vmas(scenario):
     n = 400
     ours = simulator(make_vmas_env(scenario, n, seed=1))
