@@ -229,7 +229,7 @@ class TestRandomStreams:
         assert not torch.equal(self.play(make_vmas_env("navigation", 4)), self.play(make_vmas_env("navigation", 4)))
 
     def test_an_error_inside_vmas_leaves_the_global_generators_alone(self):
-        env = make_vmas_env("navigation", 4, seed=3)
+        env = make_vmas_env("navigation", 4, seed=3, check_actions=True)
         td = env.reset()
         before = self.global_states()
         td["agents", "action"] = torch.full((4, 4, 2), 99.0)  # out of bounds
