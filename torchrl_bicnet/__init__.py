@@ -13,6 +13,7 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
+from torchrl_bicnet.rendering import record, render, save_film
 
 __version__ = "0.1.0"
 
@@ -29,4 +30,7 @@ __all__ = [
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
+    "record",
+    "render",
+    "save_film",
 ]
