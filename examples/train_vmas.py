@@ -176,7 +176,7 @@ def train(options: Options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     )
 
     def returns(env: EnvBase, seed: int) -> dict[str, Tensor]:
-        return {group: evaluate(env, policy, max_steps=options.max_steps, seed=seed, group=group) for group in groups}
+        return evaluate(env, policy, max_steps=options.max_steps, seed=seed).returns
 
     def evaluation() -> Metrics:
         return {

@@ -27,7 +27,7 @@ def test_code_blocks_run_as_written(tmp_path, monkeypatch):
     assert isinstance(namespace["env"], EnvBase)
     assert len(namespace["buffer"]) == 960
     assert namespace["losses"].isfinite().all()
-    assert namespace["returns"].shape == (32, 4)
+    assert namespace["evaluation"].returns["agents"].shape == (32, 4)
     td = namespace["actor"](namespace["env"].reset())
     assert td["agents", "action"].shape == (32, 4, 2)
 

@@ -7,7 +7,7 @@ from torchrl_bicnet.communication import (
     RecurrentCommunication,
 )
 from torchrl_bicnet.envs import make_vmas_env
-from torchrl_bicnet.evaluation import evaluate
+from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
@@ -22,6 +22,7 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
+    "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
@@ -30,6 +31,7 @@ __all__ = [
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
+    "paired_difference",
     "record",
     "render",
     "save_film",

@@ -1,70 +1,243 @@
-"""Returns of a policy, one episode per environment."""
+"""What a policy reaches: returns, success and collisions in one episode per environment."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_bicnet.modules import find_group
+from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
+from torchrl_bicnet.envs.vmas import _RandomStream
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What :func:`~torchrl_bicnet.evaluate` found in the first episode of each of ``E`` environments.
+
+    Args:
+        returns (dict): group to the undiscounted return of each of its ``N`` agents, ``(E, N)``, in units of reward.
+        lengths (Tensor): steps of the episode, ``(E,)``, at most ``max_steps``.
+        success (Tensor, optional): whether the task was solved at any step, boolean ``(E,)``; ``None`` if the
+            scenario does not report it.
+        collisions (Tensor, optional): in how many steps at least one agent collided, ``(E,)``; ``None`` if the
+            scenario does not report it.
+        seed (int, optional): what the start states were drawn from; ``None`` if they are not to be had again.
+
+    Raises:
+        TypeError: for a field that is missing or unknown.
+
+    Example:
+        >>> import torch
+        >>> returns = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
+        >>> Evaluation({"agents": returns}, lengths=torch.tensor([5, 5])).summary()["evaluation_return"]
+        3.0
+    """
+
+    returns: dict[str, Tensor]
+    lengths: Tensor
+    success: Tensor | None = None
+    collisions: Tensor | None = None
+    seed: int | None = None
+
+    def summary(self) -> dict[str, float]:
+        """The metrics by name; with several groups the first four start with ``GROUP/``.
+
+        - ``evaluation_return``: the team's return, which is the mean over its agents, averaged over the episodes;
+        - ``evaluation_return_stderr``: its standard error over the episodes, not a number for a single one;
+        - ``evaluation_return_agent_INDEX`` and ``evaluation_return_agent_INDEX_stderr``: the same of one agent;
+        - ``episode_length``: mean number of steps;
+        - ``success_rate``: share of the episodes in which the task was solved, if the scenario reports it
+          (:func:`~torchrl_bicnet.envs.outcomes.reported_success` says which do);
+        - ``collision_rate``: share of the episodes with at least one collision, if the scenario reports them
+          (:func:`~torchrl_bicnet.envs.outcomes.reported_collision`).
+        """
+        metrics = _return_metrics(self.returns, "evaluation_return")
+        metrics["episode_length"] = self.lengths.double().mean().item()
+        if self.success is not None:
+            metrics["success_rate"] = self.success.double().mean().item()
+        if self.collisions is not None:
+            metrics["collision_rate"] = (self.collisions > 0).double().mean().item()
+        return metrics
 
 
 @torch.no_grad()
 def evaluate(
     env: EnvBase,
-    policy: TensorDictModuleBase,
+    policy: TensorDictModuleBase | Callable[[TensorDictBase], TensorDictBase],
     *,
     max_steps: int,
     seed: int | None = None,
-    group: NestedKey | None = None,
-) -> Tensor:
-    """The return of every agent in the first episode of every environment, without exploration.
+) -> Evaluation:
+    """What a policy reaches in the first episode of every environment, for every group of agents, without exploration.
 
     No environment starts a second episode, so a scenario that can end early does not add up several returns, as a
-    rollout of fixed length with automatic resets would. The environments of
-    :func:`~torchrl_bicnet.make_vmas_env` have random streams of their own: evaluating one does not disturb another.
+    rollout of fixed length with automatic resets would.
+
+    It disturbs nothing: the policy acts in eval mode and gets back the mode of each of its modules, so no statistics
+    of a batch norm move; what it draws (dropout, sampling) comes from a random stream of the evaluation's own, on
+    CPU and CUDA; the environments of :func:`~torchrl_bicnet.make_vmas_env` have streams of their own too. Only
+    TorchRL's plain ``VmasEnv`` shares one stream with every other in the process.
 
     Args:
-        env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` that writes ``(group, "reward")``.
-        policy (TensorDictModuleBase): acts for every group; called under
-            :attr:`ExplorationType.DETERMINISTIC`, in the mode it is in: call ``policy.eval()`` before if it holds
-            a batch norm, as the nets of :func:`~torchrl_bicnet.load_plain_bicnet` do.
+        env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` with a root ``done`` that writes
+            ``(group, "reward")`` for each group: from :func:`~torchrl_bicnet.make_vmas_env`, a plain ``VmasEnv``, or
+            another.
+        policy (TensorDictModuleBase or callable): writes the action of every group; called under
+            :attr:`ExplorationType.DETERMINISTIC`.
 
     Keyword Args:
         max_steps (int): episodes that have not ended by then are cut off, in steps.
-        seed (int, optional): seeds the environment first: the same start states for every evaluation with this seed.
-        group (NestedKey, optional): the group of agents. ``None``: the only one.
+        seed (int, optional): seeds the environment and what the policy draws: the same start states for every
+            evaluation with this seed, whatever the policy, as :func:`~torchrl_bicnet.paired_difference` needs.
 
     Returns:
-        Tensor: undiscounted returns, ``(num_envs, N)``.
+        Evaluation: returns, lengths, and success and collisions where the scenario reports them.
 
     Raises:
-        ValueError: if ``max_steps`` is below 1; if the group does not exist or, for ``None``, if there are several.
+        TypeError: for an environment, a policy, ``max_steps`` or ``seed`` of another type.
+        ValueError: if ``max_steps`` is below 1 or the seed outside of ``[0, 2**32)``; if the environment has another
+            batch size, no groups of agents or no root ``done``; for an action of another shape.
+        KeyError: if the policy writes no action for a group.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
         >>> env = make_vmas_env("navigation", num_envs=16, n_agents=3)
-        >>> evaluate(env, BiCNetActor.from_env(env), max_steps=20, seed=0).shape
-        torch.Size([16, 3])
+        >>> evaluation = evaluate(env, BiCNetActor.from_env(env), max_steps=20, seed=0)
+        >>> evaluation.returns["agents"].shape, evaluation.success.dtype
+        (torch.Size([16, 3]), torch.bool)
+        >>> sorted(evaluation.summary())[:3]
+        ['collision_rate', 'episode_length', 'evaluation_return']
     """
+    rewards = _check(env, policy, max_steps, seed)
+    succeeded, collided = reported_success(env), reported_collision(env)
+    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
+    modes = [module.training for module in modules]
+    device = torch.device("cpu") if env.device is None else env.device
+    try:
+        for module in modules:
+            module.training = False
+        with _RandomStream(seed, device), set_exploration_type(ExplorationType.DETERMINISTIC):
+            if seed is not None:
+                env.set_seed(seed)
+            td = env.reset()
+            running = torch.ones_like(td["done"]).squeeze(-1)  # (num_envs,)
+            lengths, collisions = torch.zeros((2, *running.shape), dtype=torch.long, device=device)
+            success = torch.zeros_like(running)
+            returns = {group: torch.zeros((), device=device) for group in rewards}
+            for _ in range(max_steps):
+                td = env.step(_act(env, policy, td))
+                after = td["next"]
+                for group, key in rewards.items():
+                    reward = after[key].squeeze(-1)  # (num_envs, N)
+                    returns[group] = returns[group] + torch.where(running.unsqueeze(-1), reward, 0.0)
+                lengths += running
+                if succeeded is not None:
+                    success |= running & succeeded(after)
+                if collided is not None:
+                    collisions += running & collided(after)
+                running = running & ~after["done"].squeeze(-1)
+                if not running.any():
+                    break
+                td = env.step_mdp(td)
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+    return Evaluation(
+        returns,
+        lengths,
+        success=None if succeeded is None else success,
+        collisions=None if collided is None else collisions,
+        seed=seed,
+    )
+
+
+def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]:
+    """How much more the first evaluation returned than the second, from the same start states.
+
+    Differences are taken episode by episode, so what the start states have in common cancels, and the standard errors
+    are smaller than those of two independent evaluations.
+
+    Args:
+        first (Evaluation): of :func:`~torchrl_bicnet.evaluate` with a seed.
+        second (Evaluation): with the same seed, on the same environment.
+
+    Returns:
+        dict: ``evaluation_return_difference``, its standard error ``evaluation_return_difference_stderr``, and the
+        same per agent, named as in :meth:`Evaluation.summary`, with ``GROUP/`` before them for several groups.
+
+    Raises:
+        ValueError: if the evaluations have no seed, different ones, or returns of different groups or shapes.
+
+    Example:
+        >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=16)
+        >>> first, second = (evaluate(env, BiCNetActor.from_env(env), max_steps=9, seed=0) for _ in range(2))
+        >>> difference = paired_difference(first, second)
+        >>> difference["evaluation_return_difference_stderr"] > 0
+        True
+    """
+    if first.seed is None or first.seed != second.seed:
+        raise ValueError(
+            f"Only evaluations from the same start states can be paired: expected one seed, found {first.seed} and "
+            f"{second.seed}."
+        )
+    shapes = [{group: tuple(r.shape) for group, r in evaluation.returns.items()} for evaluation in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"Expected returns of the same groups and shapes, found {shapes[0]} and {shapes[1]}.")
+    differences = {group: returns - second.returns[group] for group, returns in first.returns.items()}
+    return _return_metrics(differences, "evaluation_return_difference")
+
+
+def _return_metrics(returns: dict[str, Tensor], name: str) -> dict[str, float]:
+    """Of each group's team and of each of its agents; returns: ``(E, N)``."""
+    metrics = {}
+    for group, values in returns.items():
+        prefix = name if len(returns) == 1 else f"{group}/{name}"
+        agents = {f"{prefix}_agent_{i}": agent for i, agent in enumerate(values.split(1, -1))}
+        for column, part in ({prefix: values} | agents).items():
+            episodes = part.mean(-1)  # (E,)
+            metrics[column] = part.mean().item()
+            several = len(episodes) > 1
+            metrics[f"{column}_stderr"] = (episodes.std() / len(episodes) ** 0.5).item() if several else float("nan")
+    return metrics
+
+
+def _check(env: EnvBase, policy: object, max_steps: int, seed: int | None) -> dict[str, NestedKey]:
+    """Refuse bad input before anything is changed; group to its reward's key."""
+    if not isinstance(env, EnvBase):
+        raise TypeError(f"env must be a TorchRL environment, found {type(env).__name__}.")
+    if not callable(policy):
+        raise TypeError(f"policy must be a TensorDict module or a callable, found {type(policy).__name__}.")
+    for name, value in (("max_steps", max_steps), ("seed", 0 if seed is None else seed)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, found {value!r}.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, found {max_steps}.")
-    reward_key = unravel_key((find_group(env, group), "reward"))
-    if seed is not None:
-        env.set_seed(seed)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        td = env.reset()
-        running = torch.ones_like(td["done"])  # (num_envs, 1)
-        returns = torch.zeros((), device=env.device)
-        for _ in range(max_steps):
-            td = env.step(policy(td))
-            reward = td["next"].get(reward_key).squeeze(-1)  # (num_envs, N)
-            returns = returns + torch.where(running, reward, 0.0)
-            td = env.step_mdp(td)
-            running = running & ~td["done"]
-            if not running.any():
-                break
-    return returns
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), found {seed}.")
+    if len(env.batch_size) != 1:
+        raise ValueError(f"The environment must have batch size (num_envs,), found {tuple(env.batch_size)}.")
+    if "done" not in env.done_keys:
+        raise ValueError(f"The environment must have a root 'done', found done keys {env.done_keys}.")
+    rewards = {"/".join(key[:-1]): key for key in env.reward_keys if isinstance(key, tuple)}
+    if not rewards:
+        raise ValueError(f"The environment must have rewards (group, 'reward'), found {env.reward_keys}.")
+    return rewards
+
+
+def _act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: TensorDictBase) -> TensorDictBase:
+    td = policy(td)
+    for key in env.action_keys:
+        if td.get(key, None) is None:
+            raise KeyError(f"The policy wrote no action at {key!r}; the environment needs {env.action_keys}.")
+        expected, found = env.full_action_spec[key].shape, td[key].shape
+        if found != expected and -1 not in expected:
+            raise ValueError(f"Expected an action of shape {tuple(expected)} at {key!r}, found {tuple(found)}.")
+    return td

@@ -1,0 +1,130 @@
+"""What the scenario of an environment reports beside its reward: success and collisions, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import vmas
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.envs import EnvBase, TransformedEnv
+from vmas.simulator.environment import Environment
+
+# What a step led to, ("next", ...) of the transition, to (num_envs,) boolean.
+Outcome = Callable[[TensorDictBase], Tensor]
+
+# Scenarios of VMAS 1.5.2 whose done() is true when the task is solved and never otherwise, read in their sources. A
+# string names the entry of their info that is non-zero where done() is true for a failure.
+_ENDS_IN_SUCCESS = {
+    "asym_joint": None,
+    "balance": "ground_rew",
+    "discovery": None,
+    "dispersion": None,
+    "dropout": None,
+    "give_way": None,
+    "joint_passage": None,
+    "joint_passage_size": None,
+    "navigation": None,
+    "passage": None,
+    "reverse_transport": None,
+    "transport": None,
+}
+# Of these, the option without which done() is never true.
+_ENDS_WITH = {"discovery": ("targets_respawn", False), "give_way": ("done_on_completion", True)}
+
+
+def reported_success(env: EnvBase) -> Outcome | None:
+    """Whether the task is solved after a step, if the scenario reports it.
+
+    It does in two ways: by an entry ``success`` of its ``info``, true for every agent that has it, or by ending, in
+    those scenarios of VMAS that end when the task is solved: asym_joint, balance (without a fall), discovery (with
+    ``targets_respawn=False``), dispersion, dropout, give_way (with ``done_on_completion=True``), joint_passage,
+    joint_passage_size, navigation, passage, reverse_transport and transport. The other scenarios of VMAS never end,
+    end for other reasons, or end in success and in failure without saying in which.
+
+    Args:
+        env (EnvBase): the environment.
+
+    Returns:
+        callable or None: ``("next", ...)`` of a transition of batch size ``(num_envs,)`` to booleans ``(num_envs,)``;
+        ``None`` if the scenario does not report success.
+
+    Example:
+        >>> from torchrl_bicnet import make_vmas_env
+        >>> solved = reported_success(make_vmas_env("navigation", num_envs=3))
+        >>> reported_success(make_vmas_env("simple_spread", num_envs=3)) is None
+        True
+    """
+    entries = [key for key in _info_entries(env) if key[-1] == "success"]
+    if entries:
+        return lambda after: _nonzero(after, entries).all(-1)
+    environment = _vmas_environment(env)
+    # VMAS's own time limit ends an episode as its success does.
+    if environment is None or environment.max_steps is not None:
+        return None
+    # Where the done() in force is written: a subclass that has its own reports nothing.
+    file = Path(environment.scenario.done.__code__.co_filename)
+    if not file.is_relative_to(Path(vmas.__file__).parent) or file.stem not in _ENDS_IN_SUCCESS:
+        return None
+    option, needed = _ENDS_WITH.get(file.stem, ("", ""))
+    if getattr(environment.scenario, option, "") != needed:
+        return None
+    failures = [key for key in _info_entries(env) if key[-1] == _ENDS_IN_SUCCESS[file.stem]]
+    if not failures:
+        return lambda after: after["terminated"].squeeze(-1)
+    return lambda after: after["terminated"].squeeze(-1) & ~_nonzero(after, failures).any(-1)
+
+
+def reported_collision(env: EnvBase) -> Outcome | None:
+    """Whether any agent collides in a step, if the scenario reports it.
+
+    It does by entries of its ``info`` whose name holds ``collision``, as in ball_passage, buzz_wire, discovery,
+    flocking, give_way, joint_passage, joint_passage_size, multi_give_way, navigation and road_traffic: any of them
+    that is not zero is a collision. Most are penalties, so they tell of the collisions that the scenario punishes
+    and, where all its penalties are set to zero or its agents do not collide, of none: then nothing is reported.
+
+    Args:
+        env (EnvBase): the environment.
+
+    Returns:
+        callable or None: ``("next", ...)`` of a transition of batch size ``(num_envs,)`` to booleans ``(num_envs,)``;
+        ``None`` if the scenario does not report collisions.
+
+    Example:
+        >>> from torchrl_bicnet import make_vmas_env
+        >>> collided = reported_collision(make_vmas_env("navigation", num_envs=3))
+        >>> reported_collision(make_vmas_env("navigation", num_envs=3, collisions=False)) is None
+        True
+    """
+    entries = [key for key in _info_entries(env) if "collision" in key[-1]]
+    environment = _vmas_environment(env)
+    if environment is not None:
+        options = vars(environment.scenario)
+        penalties = [
+            value
+            for name, value in options.items()
+            if "collision" in name and name.endswith(("penalty", "reward")) and isinstance(value, int | float)
+        ]
+        if (penalties and not any(penalties)) or options.get("collisions") is False:
+            return None
+    return (lambda after: _nonzero(after, entries).any(-1)) if entries else None
+
+
+def _info_entries(env: EnvBase) -> list[NestedKey]:
+    keys = env.full_observation_spec.keys(True, True)
+    return [key for key in keys if isinstance(key, tuple) and len(key) > 1 and key[-2] == "info"]
+
+
+def _nonzero(after: TensorDictBase, entries: list[NestedKey]) -> Tensor:
+    """``(num_envs, M)``, of all agents of all entries."""
+    return torch.cat([(after[key] != 0).flatten(1) for key in entries], -1)
+
+
+def _vmas_environment(env: EnvBase) -> Environment | None:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    environment = getattr(env, "_env", None)
+    return environment if isinstance(environment, Environment) else None
