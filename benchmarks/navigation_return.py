@@ -20,8 +20,8 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from examples.train_vmas import TEST_SEED, plot_learning_curves  # noqa: E402
-from torchrl_bicnet import make_vmas_env  # noqa: E402
+from examples.train_vmas import TEST_SEED  # noqa: E402
+from torchrl_bicnet import learning_curves, make_vmas_env, plot_learning_curves  # noqa: E402
 
 
 @dataclass
@@ -37,7 +37,7 @@ def main(options: Options) -> None:
     for seed, folder in zip(options.seeds, folders):
         if not folder.exists():
             train(seed, folder)
-    plot_learning_curves(folders, options.output / "learning_curve.png")
+    plot_learning_curves(learning_curves(folders)).savefig(options.output / "learning_curve.png", dpi=120)
     summary = {
         "command": "python benchmarks/navigation_return.py --seeds " + " ".join(map(str, options.seeds)),
         "return": "per agent, first episode of each of 1000 environments that are used for nothing else",

@@ -13,6 +13,7 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
+from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
 from torchrl_bicnet.rendering import record, render, save_film
 
 __version__ = "0.1.0"
@@ -28,10 +29,13 @@ __all__ = [
     "NoCommunication",
     "RecurrentCommunication",
     "evaluate",
+    "interquartile_mean",
+    "learning_curves",
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
     "paired_difference",
+    "plot_learning_curves",
     "record",
     "render",
     "save_film",

@@ -1,0 +1,375 @@
+"""Learning curves over several runs and seeds, from run folders alone: numbers first, then their picture."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# SciPy and Matplotlib, of the extra `train`, are loaded by the functions that need them: they would add half again to
+# the time that `import torchrl_bicnet` takes.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class LearningCurve:
+    """The numbers of one line: a metric over the frames of ``runs`` runs that differ in their seed alone.
+
+    Args:
+        panel (str): the scenario, ``SCENARIO/GROUP`` where it has several groups of agents, all of them where they
+            are aggregated.
+        metric (str): name of the metric, after "normalised " where it is.
+        label (str): the options that tell this curve from the others of its panel, such as ``"communication gru"``;
+            empty if there is no other.
+        runs (tuple of Path): the run folders.
+        frames (ndarray): environment frames, rising, ``(T,)``.
+        estimate (ndarray): interquartile mean over the runs, or the value of a single run, ``(T,)``.
+        low, high (ndarray): 95% bootstrap interval over the runs, ``(T,)``; of a single run one standard error of its
+            own evaluation to either side, NaN where it has none.
+    """
+
+    panel: str
+    metric: str
+    label: str
+    runs: tuple[Path, ...]
+    frames: np.ndarray
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def interquartile_mean(
+    strata: Sequence[np.ndarray], *, confidence_level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The interquartile mean over runs and its stratified bootstrap interval.
+
+    The quarter of the scores that is lowest and the quarter that is highest are left out, rounded down: fewer than four
+    give their plain mean. A resample draws whole runs of every stratum with replacement, the same ones for all of
+    ``*shape``; the interval lies between percentiles of the resamples. From few runs it is too narrow: of normal
+    scores, the 95% interval of 3, 5, 10 and 20 runs held the true value in 75, 90, 94 and 95% of 4000 trials.
+
+    Args:
+        strata (sequence of ndarray): the scores of each task, on one scale, ``(runs, *shape)``; tasks may have
+            different numbers of runs, and one with more weighs more.
+
+    Keyword Args:
+        confidence_level (float): of the interval. Defaults to 0.95.
+        n_resamples (int): resamples drawn. Defaults to 2000.
+        seed (int): of the resampling: the same scores give the same interval.
+
+    Returns:
+        tuple of ndarray: interquartile mean, lower and upper end, ``(*shape)`` each; NaN where a score is not finite.
+
+    Raises:
+        ValueError: if there is no stratum or one holds fewer than two runs; if ``confidence_level`` is not between 0
+            and 1 or ``n_resamples`` below 1.
+
+    References: Agarwal et al., *Deep RL at the Edge of the Statistical Precipice*, 2021,
+    https://arxiv.org/abs/2108.13264.
+
+    Example:
+        >>> import numpy as np
+        >>> scores = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 100.0])  # of 8 runs
+        >>> estimate, low, high = interquartile_mean([scores])
+        >>> float(estimate), bool(low < estimate < high)  # the mean of 3, 4, 5 and 6
+        (4.5, True)
+    """
+    from scipy.stats import bootstrap, trim_mean  # type: ignore[import-untyped]
+
+    sizes = [len(scores) for scores in strata]
+    if not sizes or min(sizes) < 2:
+        raise ValueError(f"An interval needs at least two runs of each task, found {sizes} runs.")
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level must be between 0 and 1, found {confidence_level}.")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, found {n_resamples}.")
+    valid = np.logical_and.reduce([np.isfinite(scores).all(0) for scores in strata])  # (*shape)
+    finite = [np.nan_to_num(scores, posinf=0, neginf=0) for scores in strata]
+
+    def statistic(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(np.concatenate(samples, axis), 0.25, axis)
+
+    interval = bootstrap(
+        finite,
+        statistic,
+        n_resamples=n_resamples,
+        batch=100,  # bounds the memory
+        confidence_level=confidence_level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    estimate, low, high = (
+        np.where(valid, x, np.nan) for x in (statistic(*finite, axis=0), interval.low, interval.high)
+    )
+    return estimate, low, high
+
+
+def learning_curves(
+    folders: Sequence[Path | str],
+    *,
+    metric: str = "evaluation_return",
+    normalise: Mapping[str, tuple[float, float]] | None = None,
+    ignore: Collection[str] = (),
+) -> list[LearningCurve]:
+    """The learning curves of run folders: one for each set of runs that differ in their seed and folder alone.
+
+    A run folder, as ``examples/train_vmas.py`` leaves it, holds ``run.json`` with the run's ``"options"`` and
+    ``scalars/NAME.csv`` or ``scalars/GROUP/NAME.csv`` with rows ``frames,value``. Scenarios, and groups of agents, get
+    a panel each; with ``normalise`` they are one, in which every scenario is a stratum of the bootstrap.
+
+    A curve has the frame counts that all its runs have. If a run is shorter than the others, stopped or not done yet,
+    the curve ends with it, and a warning says so.
+
+    Args:
+        folders (sequence of Path): the run folders.
+
+    Keyword Args:
+        metric (str): ``NAME``, for all groups of agents, or ``GROUP/NAME``. Defaults to ``"evaluation_return"``.
+        normalise (dict, optional): for each panel the value that becomes 0 and the one that becomes 1, such as a random
+            policy's and a reference's. ``None``: the panels stay apart, in their own units.
+        ignore (collection of str): options in which the runs of one curve may differ, beside ``seed`` and
+            ``run_folder``.
+
+    Returns:
+        list of LearningCurve: in the order of the folders.
+
+    Raises:
+        FileNotFoundError: for a folder without ``run.json``.
+        ValueError: for no folder, or one that comes twice; for a ``run.json`` or CSV file that is not as it should be,
+            the message names file and line; for a metric that a run does not have, the message lists those it has; for
+            runs that share no frame count; for ``normalise`` that does not name the panels, or panels of which one has
+            a curve that another has not.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> folders = [Path(tempfile.mkdtemp()) for _ in range(3)]
+        >>> for seed, folder in enumerate(folders):
+        ...     options = {"scenario": "navigation", "communication": "gru", "seed": seed}
+        ...     _ = (folder / "run.json").write_text(json.dumps({"options": options}))
+        ...     (folder / "scalars").mkdir()
+        ...     _ = (folder / "scalars" / "evaluation_return.csv").write_text(f"0,-5.0\\n600,{seed}.0\\n")
+        >>> curve, = learning_curves(folders)
+        >>> curve.panel, curve.frames, curve.estimate
+        ('navigation', array([  0, 600]), array([-5.,  1.]))
+    """
+    series = _read_runs(folders, metric)
+    panels: dict[str, dict[str, list[_Series]]] = {}  # panel to label to runs
+    for panel in dict.fromkeys(run.panel for run in series):
+        runs = [run for run in series if run.panel == panel]
+        for run, label in zip(runs, _labels([run.options for run in runs], {"seed", "run_folder", *ignore})):
+            panels.setdefault(panel, {}).setdefault(label, []).append(run)
+    if normalise is None:
+        return [_curve(panel, metric, label, [runs]) for panel in panels for label, runs in panels[panel].items()]
+
+    _check_normalisation(normalise, panels)
+    metric = f"normalised {metric}"
+    strata = {
+        panel: {label: _rescale(runs, *normalise[panel]) for label, runs in panels[panel].items()} for panel in panels
+    }
+    labels = next(iter(panels.values()))
+    return [_curve(", ".join(panels), metric, label, [strata[panel][label] for panel in panels]) for label in labels]
+
+
+def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
+    """Draw learning curves, a panel for each metric and each of their ``panel`` names.
+
+    Args:
+        curves (sequence of LearningCurve): of :func:`learning_curves`, of several metrics too. Those of one label
+            have one colour.
+
+    Returns:
+        Figure: of Matplotlib, outside of pyplot: ``figure.savefig("picture.png")``.
+
+    Raises:
+        ValueError: if there is no curve.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> line = np.array([-5.0, 1.0])
+        >>> runs = tuple(Path(f"runs/seed{seed}") for seed in range(3))
+        >>> curve = LearningCurve("navigation", "evaluation_return", "", runs, np.array([0, 600]), line, line, line)
+        >>> plot_learning_curves([curve]).axes[0].get_title()
+        'navigation'
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("There is no curve to draw.")
+    cells = list(dict.fromkeys((curve.metric, curve.panel) for curve in curves))
+    colours = {label: f"C{index}" for index, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
+    columns = min(len({curve.panel for curve in curves}), 3)
+    rows = -(-len(cells) // columns)
+    figure = Figure(figsize=(6 * columns, 3.6 * rows), layout="constrained")
+    for place, (metric, panel) in enumerate(cells, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        for curve in curves:
+            if (curve.metric, curve.panel) == (metric, panel):
+                label, colour = _legend(curve), colours[curve.label]
+                axes.plot(curve.frames, curve.estimate, marker="o", markersize=3, color=colour, label=label)
+                axes.fill_between(curve.frames, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel="environment frames", ylabel=metric.replace("_", " "), title=panel)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _legend(curve: LearningCurve) -> str:
+    if len(curve.runs) > 1:
+        line = f"interquartile mean of {len(curve.runs)} runs, 95% interval"
+    else:
+        line = "one run" if np.isnan(curve.low).all() else "one run ± standard error of its evaluation"
+    return ", ".join(filter(None, (curve.label, line)))
+
+
+def read_scalars(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``frames,value`` of a metric, as TorchRL's ``CSVLogger`` writes them.
+
+    Args:
+        file (Path): the CSV file, without a header.
+
+    Returns:
+        tuple of ndarray: frames, rising integers, and values, floats, ``(T,)`` each.
+
+    Raises:
+        ValueError: for a file without rows, a row that is not of this form, or frames that do not rise; the message
+            names file and line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "loss_value.csv"
+        >>> _ = file.write_text("600,0.5\\n1200,0.25\\n")
+        >>> read_scalars(file)
+        (array([ 600, 1200]), array([0.5 , 0.25]))
+    """
+    frames: list[int] = []
+    values: list[float] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            frame, value = line.split(",")
+            frames.append(int(np.int64(frame)))
+            values.append(float(value))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{file}, line {number}: a row is frames,value, found {line[:80]!r}.") from None
+        if frames[-2:-1] and frames[-1] <= frames[-2]:
+            raise ValueError(f"{file}, line {number}: frames must rise, found {frames[-1]} after {frames[-2]}.")
+    if not frames:
+        raise ValueError(f"{file} is empty; it should hold rows frames,value.")
+    return np.array(frames), np.array(values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """A metric of one group of agents in one run."""
+
+    folder: Path
+    options: dict[str, Any]
+    panel: str
+    frames: np.ndarray  # (T,)
+    values: np.ndarray  # (T,)
+    errors: np.ndarray  # (T,) standard errors, NaN where there is none
+
+
+def _read_runs(folders: Sequence[Path | str], metric: str) -> list[_Series]:
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise ValueError("No run folder was given.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"A run folder was given twice: {', '.join(map(str, paths))}.")
+    series = []
+    for folder in paths:
+        options = _read_options(folder)
+        root = folder / "scalars"
+        files = {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("*.csv"))}
+        found = [name for name in files if name == metric or name.endswith(f"/{metric}")]
+        if not found:
+            raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(files) or 'none'}.")
+        for name in found:
+            frames, values = read_scalars(files[name])
+            standard_errors = {}
+            if f"{name}_stderr" in files:
+                standard_errors = dict(zip(*read_scalars(files[f"{name}_stderr"])))
+            errors = np.array([standard_errors.get(frame, np.nan) for frame in frames])
+            panel = "/".join([options["scenario"], *name.split("/")[:-1]])
+            series.append(_Series(folder, options, panel, frames, values, errors))
+    return series
+
+
+def _read_options(folder: Path) -> dict[str, Any]:
+    """The options in ``run.json``, those of the scenario among them."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")
+    try:
+        options = json.loads(file.read_bytes())["options"]
+        if not isinstance(options["scenario"], str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{file} must be JSON with an object 'options' that names the 'scenario'.") from None
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat = {**value, **flat} if isinstance(value, dict) else {**flat, name: value}
+    return flat
+
+
+def _labels(options: Sequence[dict[str, Any]], ignored: Collection[str]) -> list[str]:
+    """For each run the options in which the runs differ; an option that a run does not name has its default there."""
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else "default" if value is None else json.dumps(value, sort_keys=True)
+
+    names = dict.fromkeys(name for run in options for name in run if name not in ignored)
+    differing = [name for name in names if len({text(run.get(name)) for run in options}) > 1]
+    return [", ".join(f"{name} {text(run.get(name))}" for name in differing) for run in options]
+
+
+def _check_normalisation(
+    normalise: Mapping[str, tuple[float, float]], panels: Mapping[str, Mapping[str, Sequence[_Series]]]
+) -> None:
+    if normalise.keys() != panels.keys():
+        raise ValueError(f"normalise must name the panels {', '.join(panels)}, found {', '.join(normalise) or 'none'}.")
+    for panel, (zero, one) in normalise.items():
+        if not np.isfinite([zero, one]).all() or zero == one:
+            raise ValueError(f"normalise needs two different finite values, found {panel}: {zero}, {one}.")
+    labels = next(iter(panels.values())).keys()
+    for panel, curves in panels.items():
+        if curves.keys() != labels:
+            raise ValueError(
+                f"Panels to aggregate must have the same curves: {panel} has {list(curves)}, not {list(labels)}."
+            )
+
+
+def _rescale(runs: Sequence[_Series], zero: float, one: float) -> list[_Series]:
+    scale = one - zero
+    return [replace(run, values=(run.values - zero) / scale, errors=run.errors / abs(scale)) for run in runs]
+
+
+def _curve(panel: str, metric: str, label: str, strata: Sequence[Sequence[_Series]]) -> LearningCurve:
+    runs = [run for stratum in strata for run in stratum]
+    folders = tuple(dict.fromkeys(run.folder for run in runs))
+    if len(runs) == 1:
+        run = runs[0]
+        band = run.values - run.errors, run.values + run.errors
+        return LearningCurve(panel, metric, label, folders, run.frames, run.values, *band)
+    name = " ".join(filter(None, (panel, label)))
+    for stratum in strata:
+        seeds = [run.options.get("seed") for run in stratum]
+        if len(set(map(str, seeds))) < len(seeds):
+            warnings.warn(f"{name}: runs with the same seed are not independent, found seeds {seeds}.", stacklevel=3)
+    frames = functools.reduce(np.intersect1d, [run.frames for run in runs])
+    if not frames.size:
+        raise ValueError(f"{name}: the runs share no frame count: {', '.join(map(str, folders))}.")
+    shortest, *_, longest = sorted(runs, key=lambda run: run.frames[-1])
+    if shortest.frames[-1] < longest.frames[-1]:
+        ends = f"{shortest.folder} ends at {shortest.frames[-1]} frames, {longest.folder} at {longest.frames[-1]}"
+        warnings.warn(f"{name}: {ends}; the curve ends with the shorter.", stacklevel=3)
+    scores = [np.stack([run.values[np.isin(run.frames, frames)] for run in stratum]) for stratum in strata]
+    return LearningCurve(panel, metric, label, folders, frames, *interquartile_mean(scores))
