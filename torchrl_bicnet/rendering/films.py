@@ -142,23 +142,36 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
 def _write_gif(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
     from PIL import Image
 
-    # One palette for all frames, so that a frame holds only what changed: the colours of the large areas, and for the
-    # many mixed ones at edges others near to them.
+    # One palette for all frames, so that a frame holds only what changed: the colours of large areas as they are, for
+    # the many mixed ones at edges others near to them.
     counts: Counter[int] = Counter()
     for frame in frames:
-        found, times = np.unique(frame.reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
+        found, times = np.unique(_packed(frame), return_counts=True)
         counts.update(dict(zip(found.tolist(), times.tolist())))
-    colors = np.array([color for color, _ in counts.most_common()])
-    colors = np.stack([colors >> 16, colors >> 8, colors], -1).astype(np.uint8)  # (colours, 3)
-    flat, mixed = colors[:128], colors[128:]
-    entries = flat.flatten().tolist()
+    colors = _unpacked(np.array([color for color, _ in counts.most_common()]))
+    palette, mixed = colors[:128], colors[128:]
     if len(mixed) > 0:
-        entries += Image.fromarray(mixed[None]).quantize(128).getpalette() or []
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(entries)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        near = Image.fromarray(mixed[None].astype(np.uint8)).quantize(128).getpalette()
+        palette = np.concatenate([palette, np.reshape(near or [], (-1, 3))])
+    images = []
+    for frame in frames:
+        found, place = np.unique(_packed(frame), return_inverse=True)
+        closeness = _unpacked(found) @ palette.T - (palette**2).sum(-1) / 2  # (colours, entries)
+        image = Image.fromarray(closeness.argmax(-1)[place].reshape(frame.shape[:2]).astype(np.uint8))
+        image.putpalette(palette.astype(np.uint8).flatten().tolist())
+        images.append(image)
     duration = round(100 / fps) * 10  # in ms
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
+
+
+def _packed(frame: np.ndarray) -> np.ndarray:
+    """A number for each colour, (H * W,)."""
+    return frame.reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1])
+
+
+def _unpacked(numbers: np.ndarray) -> np.ndarray:
+    """The colours of the numbers, (n, 3), whole numbers as floats, for which products are fast."""
+    return np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1).astype(np.float64)
 
 
 def _write_mp4(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
