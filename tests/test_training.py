@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.data import Binary, Bounded, LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import Binary, LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Transform
 from torchrl.envs.utils import check_env_specs
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
+from tests.guess_the_sum import score, trained_actor
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env
 
 
@@ -116,54 +116,9 @@ def test_masks_through_collector_and_replay():
 
 
 class TestGuessTheSum:
-    """Each agent sees x_i, uniform in [-1, 1]; all must put out the sum of the team's x. Reward -(a_i - sum)^2.
-
-    Without communication the best guess is E[sum | x_i] = x_i, at a cost of Var(sum of the others) = (N - 1) / 3.
-    """
-
-    n_agents = 3
-    blind_cost = (n_agents - 1) / 3
-
-    def score(self, communication, seed, steps):
-        """1 - cost / (best cost without communication), after training through make_ddpg_loss alone."""
-        torch.manual_seed(seed)
-        spec = Bounded(-3.0, 3.0, (self.n_agents, 1))
-        options = {"communication": communication, "hidden_size": 24, "num_cells": (32,)}
-        actor, critic = BiCNetActor(1, spec, **options), BiCNetCritic(1, 1, **options)
-        loss = make_ddpg_loss(actor, critic, gamma=0.0)
-        target_update = SoftUpdate(loss, tau=0.05)
-        optimiser = torch.optim.Adam(loss.parameters(), 5e-3)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
-        for _ in range(steps):
-            td = self.play(actor, 128, noise=1.0)
-            losses = loss(td)
-            (losses["loss_actor"] + losses["loss_value"]).backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
-            target_update.step()
-        with torch.no_grad():
-            reward = self.play(actor, 20_000, noise=0.0)["next", "agents", "reward"]
-        return 1 + reward.mean().item() / self.blind_cost
-
-    def play(self, actor, batch, noise):
-        x = torch.rand(batch, self.n_agents, 1) * 2 - 1
-        td = TensorDict({"agents": {"observation": x}}, [batch])
-        with torch.no_grad():
-            actor(td)
-        action = (td["agents", "action"] + noise * torch.randn(batch, self.n_agents, 1)).clamp(-3, 3)
-        td["agents", "action"] = action
-        ended = torch.ones(batch, self.n_agents, 1, dtype=torch.bool)
-        reward = -(action - x.sum(-2, keepdim=True)).square()
-        td["next", "agents"] = TensorDict(
-            {"observation": x, "reward": reward, "done": ended, "terminated": ended}, [batch]
-        )
-        return td
-
     def test_bicnet_learns_it(self):
-        assert self.score("lstm", seed=0, steps=1200) >= 0.95
+        assert score(trained_actor("lstm", seed=0, steps=1200)) >= 0.95
 
     def test_without_communication_nobody_can(self):
-        score = self.score("none", seed=0, steps=1200)
         # It learns what can be learned alone, and no more (0.05 leaves room for the noise of the estimate).
-        assert -0.2 < score <= 0.05
+        assert -0.2 < score(trained_actor("none", seed=0, steps=1200)) <= 0.05

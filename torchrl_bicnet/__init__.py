@@ -1,5 +1,13 @@
 """BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
 
+from torchrl_bicnet.analysis import (
+    ChannelValue,
+    OrderSensitivity,
+    channel_value,
+    example_channels,
+    order_sensitivity,
+    visited_states,
+)
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -9,6 +17,9 @@ from torchrl_bicnet.communication import (
 from torchrl_bicnet.envs import make_vmas_env
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
+from torchrl_bicnet.figures import plot_channel_value, plot_influence, plot_order_sensitivity
+from torchrl_bicnet.intervention import Channel, intervene, reorder
+from torchrl_bicnet.jacobian import influence, influence_matrix
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
@@ -23,20 +34,34 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
+    "Channel",
+    "ChannelValue",
     "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
+    "OrderSensitivity",
     "RecurrentCommunication",
+    "channel_value",
     "evaluate",
+    "example_channels",
+    "influence",
+    "influence_matrix",
     "interquartile_mean",
+    "intervene",
     "learning_curves",
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
+    "order_sensitivity",
     "paired_difference",
+    "plot_channel_value",
+    "plot_influence",
     "plot_learning_curves",
+    "plot_order_sensitivity",
     "record",
     "render",
+    "reorder",
     "save_film",
+    "visited_states",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -117,38 +118,31 @@ def evaluate(
     """
     rewards = _check(env, policy, max_steps, seed)
     succeeded, collided = reported_success(env), reported_collision(env)
-    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
-    modes = [module.training for module in modules]
     device = torch.device("cpu") if env.device is None else env.device
-    try:
-        for module in modules:
-            module.training = False
-        with _RandomStream(seed, device), set_exploration_type(ExplorationType.DETERMINISTIC):
-            if seed is not None:
-                env.set_seed(seed)
-            td = env.reset()
-            running = torch.ones_like(td["done"]).squeeze(-1)  # (num_envs,)
-            lengths, collisions = torch.zeros((2, *running.shape), dtype=torch.long, device=device)
-            success = torch.zeros_like(running)
-            returns = {group: torch.zeros((), device=device) for group in rewards}
-            for _ in range(max_steps):
-                td = env.step(_act(env, policy, td))
-                after = td["next"]
-                for group, key in rewards.items():
-                    reward = after[key].squeeze(-1)  # (num_envs, N)
-                    returns[group] = returns[group] + torch.where(running.unsqueeze(-1), reward, 0.0)
-                lengths += running
-                if succeeded is not None:
-                    success |= running & succeeded(after)
-                if collided is not None:
-                    collisions += running & collided(after)
-                running = running & ~after["done"].squeeze(-1)
-                if not running.any():
-                    break
-                td = env.step_mdp(td)
-    finally:
-        for module, mode in zip(modules, modes):
-            module.training = mode
+    deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
+    with in_eval_mode(policy), _RandomStream(seed, device), deterministic:
+        if seed is not None:
+            env.set_seed(seed)
+        td = env.reset()
+        running = torch.ones_like(td["done"]).squeeze(-1)  # (num_envs,)
+        lengths, collisions = torch.zeros((2, *running.shape), dtype=torch.long, device=device)
+        success = torch.zeros_like(running)
+        returns = {group: torch.zeros((), device=device) for group in rewards}
+        for _ in range(max_steps):
+            td = env.step(_act(env, policy, td))
+            after = td["next"]
+            for group, key in rewards.items():
+                reward = after[key].squeeze(-1)  # (num_envs, N)
+                returns[group] = returns[group] + torch.where(running.unsqueeze(-1), reward, 0.0)
+            lengths += running
+            if succeeded is not None:
+                success |= running & succeeded(after)
+            if collided is not None:
+                collisions += running & collided(after)
+            running = running & ~after["done"].squeeze(-1)
+            if not running.any():
+                break
+            td = env.step_mdp(td)
     return Evaluation(
         returns,
         lengths,
@@ -156,6 +150,19 @@ def evaluate(
         collisions=None if collided is None else collisions,
         seed=seed,
     )
+
+
+@contextmanager
+def in_eval_mode(policy: object) -> Iterator[None]:
+    """Every module of the policy in eval mode for the block, and in its own mode again after it."""
+    modes = {module: module.training for module in policy.modules()} if isinstance(policy, nn.Module) else {}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]:

@@ -1,0 +1,296 @@
+"""Looking inside a trained team: what its channel is worth, and what the order of its agents does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from torchrl_bicnet.evaluation import Evaluation, evaluate, in_eval_mode, paired_difference
+from torchrl_bicnet.intervention import Channel, intervene, reorder
+from torchrl_bicnet.modules import BiCNetActor
+
+
+def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int, seed: int) -> TensorDict:
+    """What the policy read in the first episodes of every environment, as :func:`~torchrl_bicnet.evaluate` plays them.
+
+    Args:
+        env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
+        policy (TensorDictModuleBase): acts for every group.
+
+    Keyword Args:
+        max_steps (int): time limit, in steps.
+        seed (int): of the start states.
+
+    Returns:
+        TensorDict: the policy's ``in_keys``, ``(S,)``: every state from which an action was taken, by time.
+
+    Raises:
+        TypeError: for a policy that is no TensorDict module.
+        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
+
+    Example:
+        >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
+        >>> visited_states(env, BiCNetActor.from_env(env), max_steps=5, seed=0)["agents", "observation"].shape
+        torch.Size([40, 3, 18])
+    """
+    return _evaluate_and_keep_states(env, policy, max_steps, seed)[1]
+
+
+def example_channels(n_agents: int) -> dict[str, Channel]:
+    """A channel of each kind that :func:`~torchrl_bicnet.channel_value` can measure, by what a plot calls it.
+
+    Args:
+        n_agents (int): size of the largest group.
+
+    Returns:
+        dict: label to channel. Limits to a radius are for you to add, in the units of your scenario.
+
+    Raises:
+        ValueError: if there is nobody to talk to.
+
+    Example:
+        >>> list(example_channels(3))[:4]
+        ['cut', 'drop 10%', 'drop 25%', 'drop 50%']
+    """
+    if n_agents < 2:
+        raise ValueError(f"Expected at least 2 agents, found {n_agents}.")
+    return {
+        "cut": Channel(window=0),
+        **{f"drop {probability:.0%}": Channel(drop=probability) for probability in (0.1, 0.25, 0.5)},
+        **{f"noise {sigma}": Channel(noise=sigma) for sigma in (0.1, 0.3, 1.0)},
+        **{f"{bits} bit{'s' * (bits > 1)}": Channel(bits=bits) for bits in (1, 2, 4, 8)},
+        **{f"window {window}": Channel(window=window) for window in range(1, n_agents - 1)},
+        "forward only": Channel(direction="forward"),
+        "backward only": Channel(direction="backward"),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelValue:
+    """What a team returns with its own channel and with others, from the same start states.
+
+    Args:
+        intact (Evaluation): with the messages as they are.
+        changed (dict): label to the evaluation with that channel.
+
+    Raises:
+        TypeError: for a field that is missing or unknown.
+
+    Example:
+        >>> import torch
+        >>> from torchrl_bicnet import Evaluation
+        >>> intact, cut = (Evaluation({"agents": torch.full((9, 2), x)}, torch.ones(9), seed=0) for x in (4.0, 1.0))
+        >>> ChannelValue(intact, {"cut": cut}).losses()["cut"]["evaluation_return_difference"]
+        -3.0
+    """
+
+    intact: Evaluation
+    changed: dict[str, Evaluation]
+
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Label to how much more than intact it returns: :func:`~torchrl_bicnet.paired_difference`."""
+        return {label: paired_difference(evaluation, self.intact) for label, evaluation in self.changed.items()}
+
+
+def channel_value(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    channels: Mapping[str, Channel],
+    *,
+    max_steps: int,
+    seed: int,
+) -> ChannelValue:
+    """What the messages of a trained team are worth: its return when they are cut, lost, noisy, rounded or limited.
+
+    Nothing is retrained, so it tells how much this team relies on its channel, not how well a team could do without
+    one. All evaluations start from the same states and draw losses and noise from the evaluation's own random stream.
+
+    Args:
+        env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
+        policy (TensorDictModuleBase): acts for every group; every communication in it gets the channel.
+        channels (mapping): label to :class:`~torchrl_bicnet.Channel`, such as
+            :func:`~torchrl_bicnet.example_channels`.
+
+    Keyword Args:
+        max_steps (int): time limit, in steps.
+        seed (int): of the start states, and of what is lost and of the noise.
+
+    Returns:
+        ChannelValue: the evaluations.
+
+    Raises:
+        TypeError: for a policy that is no module, or something else than channels.
+        ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNet`.
+        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
+
+    Example:
+        >>> from torchrl_bicnet import BiCNetActor, Channel, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
+        >>> channels = {"cut": Channel(window=0), "range 0.5": Channel(radius=0.5, positions=(0, 1))}
+        >>> value = channel_value(env, BiCNetActor.from_env(env), channels, max_steps=5, seed=0)
+        >>> list(value.losses())
+        ['cut', 'range 0.5']
+    """
+    evaluations = []
+    for channel in (Channel(), *channels.values()):
+        with intervene(policy, channel):
+            evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
+    return ChannelValue(evaluations[0], dict(zip(channels, evaluations[1:])))
+
+
+@dataclass(frozen=True, eq=False)
+class OrderSensitivity:
+    """What the order in which a group's communication takes its ``N`` agents does to a team, over ``P`` orders.
+
+    Args:
+        orders (Tensor): ``(P, N)``, entry k is the agent at place k; the first is the order of the training.
+        evaluations (list of Evaluation): with each order, from the same start states.
+        action_std (Tensor): of each agent, ``(N,)``: the standard deviation of its action over the orders, in the
+            states visited in the order of the training; root mean square over these states and the action's entries.
+        group (str): the group whose order it is, and whose returns count.
+
+    Raises:
+        TypeError: for a field that is missing or unknown.
+
+    Example:
+        >>> import torch
+        >>> from torchrl_bicnet import Evaluation
+        >>> pair = [Evaluation({"agents": torch.full((9, 2), x)}, torch.ones(9), seed=0) for x in (4.0, 2.0)]
+        >>> sensitivity = OrderSensitivity(torch.tensor([[0, 1], [1, 0]]), pair, torch.zeros(2), "agents")
+        >>> sensitivity.summary()["order_return_std"]
+        1.0
+    """
+
+    orders: Tensor
+    evaluations: list[Evaluation]
+    action_std: Tensor
+    group: str
+
+    def summary(self) -> dict[str, float]:
+        """The numbers by name; returns are averaged over the group's agents and the episodes.
+
+        ``order_return_std``, ``order_return_min`` and ``order_return_max``: standard deviation and range over the
+        orders; ``order_return_trained``: in the order of the training; ``order_action_std``: root mean square of
+        ``action_std``.
+        """
+        returns = self.returns().mean(-1)  # (P,)
+        return {
+            "order_return_trained": returns[0].item(),
+            "order_return_min": returns.min().item(),
+            "order_return_max": returns.max().item(),
+            "order_return_std": returns.std(correction=0).item(),
+            "order_action_std": self.action_std.square().mean().sqrt().item(),
+        }
+
+    def returns(self) -> Tensor:
+        """With each order in each episode, averaged over the group's agents, ``(P, E)``."""
+        return torch.stack([evaluation.returns[self.group].mean(-1) for evaluation in self.evaluations])
+
+
+def order_sensitivity(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    *,
+    max_steps: int,
+    seed: int,
+    group: NestedKey | None = None,
+    max_orders: int = 24,
+) -> OrderSensitivity:
+    """How much the actions and the returns of a team depend on the order in which its communication takes the agents.
+
+    A recurrence over agents is trained in one order; mean and attention know none.
+
+    Args:
+        env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
+        policy (TensorDictModuleBase): a :class:`~torchrl_bicnet.BiCNetActor`, or a sequence that holds one for each
+            group.
+
+    Keyword Args:
+        max_steps (int): time limit, in steps.
+        seed (int): of the start states, and of the orders drawn.
+        group (NestedKey, optional): whose order is changed. ``None``: that of the only actor in the policy.
+        max_orders (int): all orders where there are so many or fewer (24 are those of 4 agents), otherwise so many
+            different ones, drawn at random, with the order of the training among them. Defaults to ``24``.
+
+    Returns:
+        OrderSensitivity: the orders, the evaluations and the spread of the actions.
+
+    Raises:
+        TypeError: for a policy that is no module.
+        ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNetActor` of this group, or several for ``None``;
+            if ``max_orders`` is below 2.
+        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
+
+    Example:
+        >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
+        >>> sensitivity = order_sensitivity(env, BiCNetActor.from_env(env), max_steps=5, seed=0)
+        >>> sensitivity.orders.shape, sensitivity.action_std.shape
+        (torch.Size([6, 3]), torch.Size([3]))
+    """
+    if max_orders < 2:
+        raise ValueError(f"max_orders must be at least 2, found {max_orders}.")
+    actor = _actor(policy, group)
+    evaluation, states = _evaluate_and_keep_states(env, policy, max_steps, seed)
+    orders = _orders(states[actor.in_keys[0]].shape[-2], max_orders, seed)
+    evaluations, actions = [evaluation], []
+    for index, order in enumerate(orders):
+        with reorder(actor, order):
+            if index > 0:
+                evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
+            with torch.no_grad(), in_eval_mode(actor):
+                actions.append(actor(states.copy())[actor.out_keys[1]])  # (S, N, a)
+    variance = torch.stack(actions).var(0, correction=0)
+    name = actor.group if isinstance(actor.group, str) else "/".join(actor.group)
+    return OrderSensitivity(orders, evaluations, variance.mean((0, -1)).sqrt(), name)
+
+
+def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:
+    if not isinstance(policy, TensorDictModuleBase):
+        raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
+    actors = [module for module in policy.modules() if isinstance(module, BiCNetActor)]
+    chosen = [actor for actor in actors if group is None or actor.group == unravel_key(group)]
+    if len(chosen) != 1:
+        wanted = "exactly one group" if group is None else f"group {group!r}"
+        found = [actor.group for actor in actors]
+        raise ValueError(f"Expected a policy with a BiCNetActor of {wanted}, found actors of {found}.")
+    return chosen[0]
+
+
+def _orders(n_agents: int, max_orders: int, seed: int) -> Tensor:
+    """``(P, n_agents)``, the identity first."""
+    if math.factorial(n_agents) <= max_orders:
+        return torch.tensor(list(itertools.permutations(range(n_agents))))
+    generator = torch.Generator().manual_seed(seed)
+    orders = {tuple(range(n_agents)): None}
+    while len(orders) < max_orders:
+        orders[tuple(torch.randperm(n_agents, generator=generator).tolist())] = None
+    return torch.tensor(list(orders))
+
+
+def _evaluate_and_keep_states(
+    env: EnvBase, policy: TensorDictModuleBase, max_steps: int, seed: int
+) -> tuple[Evaluation, TensorDict]:
+    if not isinstance(policy, TensorDictModuleBase):
+        raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
+    states = []
+
+    def keep(td: TensorDictBase) -> TensorDictBase:
+        states.append(td.select(*policy.in_keys, strict=False).clone())
+        return policy(td)
+
+    with in_eval_mode(policy):
+        evaluation = evaluate(env, keep, max_steps=max_steps, seed=seed)
+    visited = torch.stack(states)  # (T, num_envs)
+    steps = torch.arange(len(states), device=evaluation.lengths.device).unsqueeze(-1)
+    return evaluation, visited[steps < evaluation.lengths]
