@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.modules import AdditiveGaussianModule
 
 from tests.test_envs import Countdown
 from torchrl_bicnet import BiCNetActor, make_vmas_env, record, render, save_film
@@ -57,15 +58,20 @@ class TestRecord:
         env = make_vmas_env(MovingCountdown(), 5, max_steps=2)
         assert len(record(env, still(env), max_steps=50, env_index=4, width=20)) == 1 + 2
 
-    def test_it_acts_without_exploration_and_does_not_touch_the_global_stream(self):
+    def test_it_acts_as_an_evaluation_does(self):
+        """Without noise, in eval mode; the global stream and the modes stay."""
         env = make_vmas_env("navigation", 2)
-        torch.manual_seed(0)
-        state = torch.get_rng_state()
         actor = BiCNetActor.from_env(env)
+        modes, modules = [], list(actor.modules())
+        noise = AdditiveGaussianModule(actor.spec, sigma_init=1.0, sigma_end=1.0)
+        actor.register_forward_hook(lambda module, *_: modes.append(module.training))
         state = torch.get_rng_state()
-        first, again = (record(env, actor, max_steps=2, seed=1, width=70) for _ in range(2))
-        assert all(np.array_equal(a, b) for a, b in zip(first, again))
+        quiet = record(env, actor, max_steps=2, seed=1, width=70)
+        noisy = record(env, TensorDictSequential(actor, noise), max_steps=2, seed=1, width=70)
+        assert all(np.array_equal(a, b) for a, b in zip(quiet, noisy))
         assert torch.equal(torch.get_rng_state(), state)
+        assert modes == [False] * 4
+        assert all(module.training for module in modules)
 
     def test_influence_of_each_state(self):
         env = make_vmas_env(MovingCountdown(), 2)
@@ -87,9 +93,8 @@ class TestRecord:
         twin = make_vmas_env("navigation", 2, seed=0)
         actor = BiCNetActor.from_env(env)
         for options, message in (
-            ({"max_steps": 0}, "max_steps must be a whole number of at least 1, found 0"),
-            ({"max_steps": 2.5}, "found 2.5"),
-            ({"seed": -1}, "seed must be a whole number of at least 0, found -1"),
+            ({"max_steps": 0}, "max_steps must be at least 1, found 0"),
+            ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), found -1"),
             ({"env_index": 2}, "from 0 to 1, found 2"),
             ({"width": 0}, "width must be"),
             ({"columns": 0}, "columns must be"),

@@ -17,7 +17,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_bicnet.rendering.worlds import check_whole_number, mosaic, render
+from torchrl_bicnet.envs.vmas import _RandomStream
+from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
+from torchrl_bicnet.rendering.worlds import mosaic, render, vmas_environment
 
 MAX_GIF_FPS = 50  # browsers show frames shorter than 20 ms for 100 ms
 
@@ -36,11 +38,12 @@ def record(
     """Frames of the first episode of one environment or of several, without exploration.
 
     The episodes are those of :func:`~torchrl_bicnet.evaluate` with the same seed. An episode that ended shows its last
-    state until all that are filmed have ended.
+    state until all that are filmed have ended. Like an evaluation it leaves the policy's mode and all random streams
+    but the environment's alone.
 
     Args:
         env (EnvBase): of :func:`~torchrl_bicnet.make_vmas_env`. It is reset first.
-        policy (TensorDictModuleBase): acts for every group; called in the mode it is in.
+        policy (TensorDictModuleBase): acts for every group.
 
     Keyword Args:
         max_steps (int): length of the film at most, in steps.
@@ -55,9 +58,8 @@ def record(
         list of ndarray: the start state and the state after each step, each ``(H, W, 3)`` uint8.
 
     Raises:
-        ValueError: if ``max_steps`` is below 1, or for what :func:`~torchrl_bicnet.render` refuses; before the
-            environment is seeded or reset.
-        ImportError, TypeError: as :func:`~torchrl_bicnet.render`.
+        ValueError, TypeError, KeyError, ImportError: for what :func:`~torchrl_bicnet.evaluate` and
+            :func:`~torchrl_bicnet.render` refuse, before the environment is seeded or reset.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
@@ -66,16 +68,15 @@ def record(
         >>> len(frames), frames[0].shape
         (6, (202, 202, 3))
     """
-    check_whole_number("max_steps", max_steps, 1)
-    if seed is not None:
-        check_whole_number("seed", seed, 0)
+    check_evaluation(env, policy, max_steps, seed)
     constant = None if callable(influence) else influence
     render(env, env_index, columns=columns, influence=constant, **drawing)  # refuses what it would refuse below
     indices = [env_index] if not isinstance(env_index, Sequence) else list(env_index)
-    if seed is not None:
-        env.set_seed(seed)
     frames = []
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
+    with in_eval_mode(policy), _RandomStream(seed, vmas_environment(env).device), deterministic:
+        if seed is not None:
+            env.set_seed(seed)
         td = env.reset()
         running = torch.ones_like(td["done"])  # (num_envs, 1)
         pictures: list[np.ndarray] = [np.empty(0)] * len(indices)
@@ -89,7 +90,7 @@ def record(
             if step == max_steps or not running[indices].any():
                 break
             with torch.no_grad():
-                td = env.step_mdp(env.step(policy(td)))
+                td = env.step_mdp(env.step(act(env, policy, td)))
     return frames
 
 
