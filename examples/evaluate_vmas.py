@@ -8,6 +8,7 @@ channel is worth and what the order of its agents does; and the learning curve.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ class Arguments:
     film: str = "film.gif"
     """name of the film, .gif or .mp4"""
     film_episodes: int = 6
-    """episodes in the film, side by side, from start states of their own"""
+    """episodes in the film, from start states of their own"""
+    film_columns: int | None = None
+    """how many side by side. Default: as near to a square as can be"""
     film_width: int = 240
     """width of an episode in the film, in pixels"""
     film_steps: int | None = None
@@ -80,12 +83,20 @@ def check(arguments: Arguments) -> None:
     for name, least in (("episodes", 2), ("picture_episodes", 2), ("film_episodes", 1), ("film_width", 1)):
         if getattr(arguments, name) < least:
             raise ValueError(f"{name} must be at least {least}, found {getattr(arguments, name)}.")
+    if arguments.film_columns is not None and not 1 <= arguments.film_columns <= arguments.film_episodes:
+        raise ValueError(
+            f"film_columns must be from 1 to film_episodes, {arguments.film_episodes}, found {arguments.film_columns}."
+        )
     if arguments.film_steps is not None and arguments.film_steps < 1:
         raise ValueError(f"film_steps must be at least 1, found {arguments.film_steps}.")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), found {arguments.seed}.")
     if Path(arguments.film).suffix not in (".gif", ".mp4") or Path(arguments.film).name != arguments.film:
         raise ValueError(f"film must be the name of a .gif or an .mp4, found {arguments.film!r}.")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", arguments.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {arguments.device!r}.")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={arguments.device} was asked for, but torch finds no CUDA device.")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"output must be a folder, found the file {arguments.output}.")
 
@@ -169,6 +180,7 @@ def write_film(
         max_steps=arguments.film_steps or options.max_steps,
         seed=arguments.seed,
         env_index=range(arguments.film_episodes),
+        columns=arguments.film_columns,
         width=arguments.film_width,
         **arrows,
     )

@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import av
 import numpy as np
@@ -194,3 +195,11 @@ class TestSaveFilm:
             with pytest.raises(ImportError, match=f"pip install {package}"):
                 save_film(frames, tmp_path / name)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_film_in_the_documentation_is_small_enough_to_load():
+    path = Path(__file__).parents[1] / "docs" / "images" / "navigation.gif"
+    assert path.stat().st_size < 1_500_000
+    with Image.open(path) as film:
+        assert film.n_frames > 20
+        assert film.size == (3 * 220 + 2 * 2, 220)
