@@ -53,7 +53,10 @@ def test_the_arrows_are_those_of_the_policy(navigation, tmp_path):
     main(replace(quick, film="with.gif"))
     main(replace(quick, film="without.gif", film_arrows=False, film_columns=1))
     assert {path.name for path in tmp_path.iterdir()} == {"with.gif", "without.gif"}
-    first = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("with.gif", "without.gif")]
+    first = []
+    for name in ("with.gif", "without.gif"):
+        with Image.open(tmp_path / name) as film:
+            first.append(np.asarray(film.convert("RGB")))
     assert [frame.shape for frame in first] == [(60, 122, 3), (122, 60, 3)]
     drawn, plain = (frame[:60, :60].astype(int) for frame in first)
     arrows = (drawn != plain).any(-1)
