@@ -169,6 +169,7 @@ class TestSaveFilm:
         for frame, expected in zip(found, frames):
             assert frame.shape == (height + height % 2, width + width % 2, 3)
             assert np.abs(frame[:height, :width].astype(int) - expected).mean() < 8
+            assert frame[-1, -1].min() > 80  # a row and a column more continue the picture
 
     def test_misuse_writes_nothing(self, tmp_path, monkeypatch):
         frames = grey(3)

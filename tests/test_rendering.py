@@ -248,6 +248,7 @@ class TestNothingIsDisturbed:
     @pytest.mark.parametrize("fails", [False, True])
     def test_imported_modules(self, monkeypatch, fails):
         monkeypatch.setitem(sys.modules, "pyglet", "a module")
+        monkeypatch.setitem(sys.modules, "pyglet.gl", None)  # import is blocked
         monkeypatch.setattr(vmas.simulator, "rendering", "another", raising=False)
         before = dict(sys.modules)
         if fails:
@@ -258,7 +259,7 @@ class TestNothingIsDisturbed:
             render(shapes_env())
         assert vmas.simulator.rendering == "another"
         for name in ("pyglet", "pyglet.gl", "vmas.simulator.rendering"):
-            assert sys.modules.get(name) is before.get(name)
+            assert sys.modules.get(name, "absent") is before.get(name, "absent")
 
 
 class EveryGeometry(Shapes):
@@ -277,8 +278,12 @@ class EveryGeometry(Shapes):
         line.set_linewidth(4)
         capsule.add_attr(rendering.Transform(translation=(1.0, -0.6), rotation=np.pi / 2, scale=(1, 2)))
         capsule.set_color(0, 0, 1)
+        frame = rendering.make_polygon([(-0.6, -0.6), (-0.2, -0.6), (-0.2, -0.2), (-0.6, -0.2)], filled=False)
+        frame.set_linewidth(2)
+        frame.set_color(0, 2, 0)  # more than there is of a colour
+        thin = rendering.Line((-1.9, -0.69), (-1.7, -0.69), width=0.05)  # in the middle of row 84
         plotted = rendering.render_function_util(lambda xy: xy[:, :1], ((-2.0, -1.0), (0.7, 1.0)), precision=0.1)
-        return [point, line, capsule, text, plotted]
+        return [point, line, capsule, text, frame, thin, plotted]
 
 
 def test_every_kind_of_geometry():
@@ -293,6 +298,10 @@ def test_every_kind_of_geometry():
     # The capsule: 20 pixels up from (row 80, column 150), twice its width of 10 at both sides together, that is 20.
     assert tuple(picture[70, 150]) == tuple(picture[70, 143]) == BLUE
     assert tuple(picture[70, 136]) == WHITE  # its edge is as wide as the line drawn before, as in OpenGL
+    # All four sides of the frame, from column 70 to 90 and row 60 to 80; and no line is thinner than a pixel.
+    assert {tuple(picture[row, column]) for row, column in ((70, 70), (70, 90), (60, 80), (80, 80))} == {GREEN}
+    assert tuple(picture[70, 80]) == WHITE
+    assert tuple(picture[84, 10]) == (0, 0, 0)
     # The text starts at column 150 and stands on the 60th row from below.
     rows, columns = np.nonzero((picture[:, 145:] < 128).all(-1) & (picture[:, 145:] >= 0).all(-1))
     text = rows < 45
