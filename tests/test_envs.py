@@ -77,6 +77,7 @@ class Gambler(Countdown):
         return self.draw(self.left) < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning")
 @pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_passes_torchrls_checks(scenario):
