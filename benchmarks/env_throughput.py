@@ -232,6 +232,7 @@ def collect(env: EnvBase, team: Team, device: str) -> Collector:
         policy,
         frames_per_batch=10 * env.batch_size[0],
         total_frames=-1,
+        track_traj_ids=isinstance(env, VmasEnv),  # on by default; train_vmas.py needs none
         auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has them
     )
 
