@@ -4,20 +4,25 @@ Each ends in an error of a documented type that names what is wrong, raised by o
 and leaves modules, environments and run folders as they were.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import inspect
+import io
 import json
 import shutil
 import traceback
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import tyro
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
@@ -34,7 +39,8 @@ from torchrl_bicnet.envs import WorldSnapshot
 OURS = [Path(bicnet.__file__).parent, Path(train_vmas.__file__).parent]
 N_AGENTS, N_INPUTS, N_ACTIONS, MAX_STEPS = 3, 18, 2, 3
 
-counted: Counter[str] = Counter()
+# By whom it was misused, all different messages
+MESSAGES: dict[str, set[str]] = {}
 
 
 @dataclasses.dataclass
@@ -62,31 +68,32 @@ def fingerprint(thing: Any) -> Any:
     return thing.detach().numpy().tobytes() if isinstance(thing, Tensor) else repr(thing)
 
 
-def problem(misuse: Misuse) -> str | None:
-    """What is wrong with how a misuse ended; None if nothing is."""
+def refused(misuse: Misuse) -> str:
+    """Check how a misuse ends; what its error says."""
     before = [fingerprint(thing) for thing in misuse.untouched]
     try:
         result = misuse.call()
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        said, kind = str(error), type(error).__name__
-        if type(error) not in misuse.errors:
-            return f"{kind} instead of {misuse.errors}: {said}"
-        if not any(Path(frame.filename).is_relative_to(folder) for folder in OURS):
-            return f"raised from the depths, {frame.filename}:{frame.lineno}: {kind}: {said}"
-        for part in misuse.says:
-            if not any(choice in said for choice in ((part,) if isinstance(part, str) else part)):
-                return f"{part!r} is not in {kind}: {said}"
+        kind, message = type(error), str(error)
     else:
-        return f"no error, but {result!r}"
-    after = [fingerprint(thing) for thing in misuse.untouched]
-    return None if before == after else f"changed {[type(thing).__name__ for thing in misuse.untouched]}"
+        raise AssertionError(f"no error, but {result!r}")
+    assert kind in misuse.errors, f"{kind.__name__} instead of {misuse.errors}: {message}"
+    inside = any(Path(frame.filename).is_relative_to(folder) for folder in OURS)
+    assert inside, f"from the depths, {frame.filename}:{frame.lineno}: {kind.__name__}: {message}"
+    for part in misuse.says:
+        choices = (part,) if isinstance(part, str) else part
+        assert any(choice in message for choice in choices), f"{part!r} is not in {kind.__name__}: {message}"
+    assert before == [fingerprint(thing) for thing in misuse.untouched], f"something changed: {message}"
+    return message
 
 
 def said(value: Any) -> tuple[str, ...]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, (list, tuple, dict)):
+        parts = [*value, *(value.values() if isinstance(value, dict) else ())]
+        return repr(value), type(value).__name__, *(choice for part in parts for choice in said(part))
     looks = (str(tuple(value.shape)), str(value.dtype)) if isinstance(value, Tensor) else ()
-    return repr(value), type(value).__name__, *looks, *(choice for part in parts for choice in said(part))
+    return repr(value), getattr(value, "__name__", repr(value)), type(value).__name__, *looks
 
 
 def one_wrong(function, good, untouched=(), errors=(ValueError, TypeError), **wrong):
@@ -383,7 +390,9 @@ def critics():
             net=NO_MODULE,
             **net_options(),
         ),
-        one_wrong(partial(bicnet.BiCNetCritic, share_params=False), good, n_agents=NO_COUNT),
+        one_wrong(
+            bicnet.BiCNetCritic, good | {"share_params": False}, n_agents=NO_COUNT.filter(lambda n: n is not None)
+        ),
         WORD.map(lambda word: Misuse(lambda: bicnet.BiCNetCritic(N_INPUTS, 2, **{word: 1}), (word,))),
         WORD.map(lambda word: Misuse(lambda: from_env(env(), group=word), (repr(word), "agents"), (env(),))),
         one_wrong(from_env, {"env": env()}, env=NO_ENV, group=NO_KEY, in_keys=NO_KEYS, out_keys=NO_KEYS),
@@ -808,7 +817,7 @@ def order_results():
         bicnet.OrderSensitivity,
         good,
         orders=st.sampled_from([None, [[0, 1, 2]], torch.zeros(2), torch.zeros(1, 3), torch.zeros(2, 4)]),
-        evaluations=st.sampled_from([None, 3, [], [evaluation()], [None, None]]),
+        evaluations=st.sampled_from([None, 3, [None, None], evaluation()]),
         action_std=st.sampled_from([None, [0.0], torch.zeros(()), torch.zeros(5), torch.zeros(3, 3)]),
         group=st.sampled_from([None, 3]) | WORD,
     )
@@ -939,7 +948,6 @@ def curves(root: Path):
                     3,
                     "x",
                     [],
-                    {},
                     {"balance": (0, 1)},
                     {"navigation": 3},
                     {"navigation": (0,)},
@@ -951,6 +959,7 @@ def curves(root: Path):
             ignore=st.sampled_from(["seed", 3, None]),
         ),
         st.just(Misuse(lambda: learning_curves([]), ("folder",))),
+        st.just(Misuse(lambda: learning_curves(folders, normalise={}), ("normalise", "navigation", "none"))),
         st.just(Misuse(lambda: learning_curves([folders[0]] * 2), ("twice", str(folders[0])))),
     )
 
@@ -1204,3 +1213,179 @@ STRATEGIES: dict[str, Callable[..., st.SearchStrategy[Misuse]]] = {
     "verify_checkpoint": verifications,
     "visited_states": visits,
 }
+
+
+def options():
+    """Names and values of options of train_vmas.py, as on a command line."""
+    no_integer = st.sampled_from(["x", "2.5", "", "1e3"])
+    counts = no_integer | st.integers(max_value=0).map(str)
+    fractions = st.sampled_from(["x", "nan", "inf", "-0.1", "1.5", "1,5"])
+    above_0 = st.sampled_from(["x", "nan", "inf", "0", "-1"])
+    values = {
+        **dict.fromkeys(("num-envs", "max-steps", "updates-per-batch", "batch-size", "buffer-size"), counts),
+        **dict.fromkeys(("total-frames", "frames-per-batch", "eval-interval", "checkpoint-interval"), counts),
+        **dict.fromkeys(("eval-episodes", "test-episodes"), counts | st.just("1")),
+        "hidden-size": counts,
+        "num-cells": counts.filter(bool),
+        "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
+        **dict.fromkeys(("gamma", "tau", "sigma-fraction"), fractions),
+        **dict.fromkeys(("actor-lr", "critic-lr", "max-grad-norm"), above_0),
+        "sigma-start": st.sampled_from(["x", "nan", "inf", "-1", "0"]),
+        "sigma-end": st.sampled_from(["x", "nan", "inf", "-1", "7"]),
+        **dict.fromkeys(("scenario", "device", "communication", "logger", "checkpoint-buffer"), WORD),
+        "scenario-options": st.sampled_from(["n_agent 3", "n_agents 0", "n_agents three", "max_steps 3", "n_agents"]),
+        "pad": st.just(""),
+    }
+    return st.one_of(
+        [
+            st.builds(lambda name, value: [f"--{name}", *value.split()], st.just(name), values)
+            for name, values in values.items()
+        ]
+    ) | WORD.map(lambda word: [f"--{word}", "1"])
+
+
+def script(arguments: list[Any]) -> str:
+    """What train_vmas.py says when it refuses its arguments; in this process."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as exit:
+        train_vmas.main(tyro.cli(train_vmas.Arguments, args=list(map(str, arguments))))
+    # tyro's own refusals end with 2, those of the script with a line.
+    assert exit.value.code == 2 or exit.value.code.startswith("error: "), exit.value.code
+    assert "Traceback" not in said.getvalue()
+    return said.getvalue() + (exit.value.code if isinstance(exit.value.code, str) else "")
+
+
+QUICK = {"total_frames": 80, "frames_per_batch": 40, "checkpoint_interval": 40, "eval_interval": 40, "num_envs": 4}
+QUICK |= {"max_steps": 5, "updates_per_batch": 1, "batch_size": 4, "eval_episodes": 2, "test_episodes": 2}
+QUICK |= {"hidden_size": 4, "num_cells": (8,), "buffer_size": 100}
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """The folder of a run of train_vmas.py."""
+    folder = root / "finished"
+    train_vmas.main(train_vmas.Arguments(**QUICK, run_folder=folder))
+    return folder
+
+
+def damages(folder: Path):
+    """Ways to damage a run folder, each with what the script must say about it."""
+    newest = max((folder / "checkpoints").glob("*.torchrl")).relative_to(folder)
+    content = (folder / newest).read_bytes()
+    about = json.loads((folder / "run.json").read_text())
+
+    def write(file, data, *says):
+        return file, data, says
+
+    def changed(change):
+        return write("run.json", json.dumps(about | {"options": about["options"] | change}).encode(), *change)
+
+    def lacking(name):
+        kept = {key: value for key, value in about["options"].items() if key != name}
+        return write("run.json", json.dumps(about | {"options": kept}).encode(), name)
+
+    types = {name: NO_NUMBER if type(value) in (int, float) else st.just(3.5) for name, value in QUICK.items()}
+    of_another_run = [{"hidden_size": 8}, {"communication": "gru"}, {"num_envs": 2}, {"scenario": "simple_spread"}]
+    return st.one_of(
+        st.sampled_from(
+            ["", "{", "null", "[]", "3", "{}", '{"options": 3}', "[" * 9999, '{"options": {"seed": 0}}']
+        ).map(lambda text: write("run.json", text.encode(), "run.json")),
+        st.binary(max_size=40).map(lambda data: write("run.json", data, "run.json")),
+        st.one_of(
+            [
+                values.filter(lambda value: not isinstance(value, complex)).map(
+                    partial(lambda n, v: changed({n: v}), name)
+                )
+                for name, values in types.items()
+            ]
+        ),
+        st.sampled_from([{"seed": -1}, {"gamma": 2.0}, {"num_cells": [0]}, {"tau": float("nan")}, {"word": 1}]).map(
+            changed
+        ),
+        st.sampled_from(sorted(about["options"])).map(lacking),
+        st.sampled_from(of_another_run).map(lambda change: (*changed(change)[:2], (str(newest),))),
+        st.integers(0, len(content) - 1).map(lambda length: write(newest, content[:length], str(newest), "older")),
+        st.binary(max_size=60).map(lambda data: write(newest, data, str(newest), "older")),
+        st.just(write("checkpoints/copy.torchrl", content, "copy.torchrl", "older")),
+        st.just(write("scalars", b"", "scalars")),
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("malformed")
+
+
+@cache
+def strategy(name: str, root: Path) -> st.SearchStrategy[Misuse]:
+    make = STRATEGIES[name]
+    return make(root) if inspect.signature(make).parameters else make()
+
+
+FIXED = settings(derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+
+
+def test_every_public_name_is_misused():
+    assert STRATEGIES.keys() == set(bicnet.__all__)
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(FIXED, max_examples=40)
+@given(data=st.data())
+def test_misuse_is_refused_by_name(name, data, root):
+    MESSAGES.setdefault(name, set()).add(refused(data.draw(strategy(name, root))))
+
+
+@settings(FIXED, max_examples=60)
+@given(arguments=options())
+def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, root):
+    before = fingerprint(root)
+    said = script([*arguments, "--run-folder", root / "run"])
+    name = arguments[0].removeprefix("--")
+    # Without `Options.run_folder`, whose name tyro shows in every refusal.
+    assert any(choice in said for choice in (name, name.replace("-", "_"), *arguments[1:])), said
+    assert fingerprint(root) == before
+    MESSAGES.setdefault("train_vmas.py", set()).add(said)
+
+
+@settings(FIXED, max_examples=60)
+@given(data=st.data())
+def test_train_vmas_does_not_resume_a_damaged_run_and_leaves_it_as_it_is(data, finished):
+    file, content, says = data.draw(damages(finished))
+    folder = finished.with_name("damaged_run")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished, folder)
+    if (folder / file).is_dir():
+        shutil.rmtree(folder / file)
+    (folder / file).write_bytes(content)
+    before = fingerprint(folder)
+    said = script(["--resume", folder / file if "copy" in str(file) else folder])
+    assert all(part in said for part in says), said
+    assert fingerprint(folder) == before
+    MESSAGES.setdefault("train_vmas.py --resume", set()).add(said)
+
+
+@settings(FIXED, max_examples=15)
+@given(word=WORD, seed=st.integers(1, 9))
+def test_train_vmas_resumes_nothing_but_a_run_with_its_own_options(word, seed, finished):
+    before = fingerprint(finished.parent)
+    assert word in script(["--resume", finished / word])
+    assert "seed beside --resume" in script(["--resume", finished, "--seed", seed])
+    assert fingerprint(finished.parent) == before
+
+
+@settings(FIXED, max_examples=5)
+@given(row=BAD_ROW)
+def test_train_vmas_restores_a_damaged_csv_file_from_the_checkpoint(row, finished):
+    folder = shutil.copytree(finished, finished.with_name("damaged_csv"), dirs_exist_ok=True)
+    (folder / "scalars/evaluation_return.csv").write_text(row)
+    train_vmas.main(train_vmas.Arguments(resume=folder))
+    for name in ("evaluation_return", "loss_value"):
+        assert (folder / f"scalars/{name}.csv").read_text() == (finished / f"scalars/{name}.csv").read_text()
+
+
+def test_these_were_two_hundred_and_more():
+    if len(MESSAGES) < len(STRATEGIES) + 2:
+        pytest.skip("counts what the tests above found, all of them")
+    assert sum(map(len, MESSAGES.values())) >= 200

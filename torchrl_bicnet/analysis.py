@@ -196,8 +196,8 @@ class OrderSensitivity:
         shape = tuple(self.orders.shape)
         if len(shape) != 2 or tuple(self.action_std.shape) != shape[1:] or len(self.evaluations) != shape[0]:
             raise ValueError(
-                f"Expected orders (P, N), P evaluations and action_std (N,), found {shape}, {len(self.evaluations)} "
-                f"and {tuple(self.action_std.shape)}."
+                f"Expected orders (P, N), P evaluations and action_std (N,), found orders {shape}, "
+                f"{len(self.evaluations)} evaluations and action_std {tuple(self.action_std.shape)}."
             )
         for evaluation in self.evaluations:
             check_type("evaluations", evaluation, Evaluation, "a list of Evaluation")

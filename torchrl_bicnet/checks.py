@@ -25,7 +25,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: float = math.inf)
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, found {value!r}.")
-    if not least <= value <= most:
+    if not least <= int(value) <= most:
         expected = f"at least {least}" if most == math.inf else f"between {least} and {most}"
         raise ValueError(f"{name} must be {expected}, found {value}.")
 
@@ -38,7 +38,7 @@ def check_seed(value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"seed must be an integer, found {value!r}.")
-    if not 0 <= value < 2**32:
+    if not 0 <= int(value) < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), found {value}.")
 
 

@@ -166,6 +166,8 @@ class RecurrentCommunication(nn.RNNBase):
         >>> _ = layer.load_state_dict(torch.nn.GRU(8, 16, bidirectional=True).state_dict())
     """
 
+    weight_ih_l0: Tensor
+
     def __init__(
         self,
         in_features: int,
