@@ -93,7 +93,8 @@ def said(value: Any) -> tuple[str, ...]:
         parts = [*value, *(value.values() if isinstance(value, dict) else ())]
         return repr(value), type(value).__name__, *(choice for part in parts for choice in said(part))
     looks = (str(tuple(value.shape)), str(value.dtype)) if isinstance(value, Tensor) else ()
-    return repr(value), getattr(value, "__name__", repr(value)), type(value).__name__, *looks
+    name = value if isinstance(value, str) and value else getattr(value, "__name__", repr(value))
+    return repr(value), name, type(value).__name__, *looks
 
 
 def one_wrong(function, good, untouched=(), errors=(ValueError, TypeError), **wrong):
@@ -284,7 +285,9 @@ def bicnet_net():
     )
     return st.one_of(
         one_wrong(bicnet.BiCNet, {"n_agent_inputs": 5, "n_agent_outputs": 2}, **sizes, **net_options()),
-        one_wrong(partial(bicnet.BiCNet, 5, 2, share_params=False), {}, n_agents=NO_COUNT),
+        one_wrong(
+            partial(bicnet.BiCNet, 5, 2, share_params=False), {}, n_agents=NO_COUNT.filter(lambda n: n is not None)
+        ),
         in_forward(net(), 5),
         in_forward(net(communication="none"), 5),
         in_forward(own, 5),
@@ -871,7 +874,7 @@ def plain_nets():
     names = st.sampled_from(sorted(name for name in state if "num_batches" not in name))
     errors = (ValueError, TypeError, RuntimeError)
     return st.one_of(
-        one_wrong(load, {"state_dict": state}, state_dict=NO_MAPPING, device=NO_DEVICE),
+        one_wrong(load, {"state_dict": state}, state_dict=NO_MAPPING | st.just({3: torch.zeros(1)}), device=NO_DEVICE),
         names.map(
             lambda name: Misuse(
                 lambda: load({k: v for k, v in state.items() if k != name}), (name, "missing"), (state,)

@@ -324,7 +324,8 @@ class CollectorState:
             found = state["carrier"]
             for part in key if isinstance(key, tuple) else (key,):
                 found = found.get(part) if isinstance(found, dict) else None
-            check_type(f"carrier[{key!r}]", found, Tensor, "a tensor")
+            if not isinstance(found, Tensor):
+                raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
         restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), state["plain"]))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it

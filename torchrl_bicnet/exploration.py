@@ -207,7 +207,7 @@ class ExplorationNoise(TensorDictModuleBase):
 
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
-    pair = sigma if isinstance(sigma, Sequence) else (sigma, sigma)
+    pair = sigma if isinstance(sigma, Sequence) and not isinstance(sigma, str) else (sigma, sigma)
     for value in pair:
         check_number("sigma", value)
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1] < math.inf:

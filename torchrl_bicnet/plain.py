@@ -157,9 +157,11 @@ def _check_weights(state_dict: Mapping[str, Tensor]) -> None:
 
 def _check_names(state_dict: Mapping[str, Tensor]) -> tuple[int, bool, bool]:
     """The number of layers of the LSTM, whether it has two directions, and biases, if the names are the plain ones."""
+    for name in state_dict:
+        check_type("A name in state_dict", name, str, "a string")
     n_layers = sum(f"comm_net.lstm.weight_ih_l{layer}" in state_dict for layer in range(len(state_dict)))
-    bidirectional = "comm_net.lstm.weight_ih_l0_reverse" in state_dict
-    bias = "comm_net.lstm.bias_ih_l0" in state_dict
+    bidirectional = any(name.endswith("_reverse") for name in state_dict)
+    bias = any(name.startswith("comm_net.lstm.bias_") for name in state_dict)
     expected = {
         f"comm_net.lstm.{kind}_{gates}_l{layer}{direction}"
         for kind in (("weight", "bias") if bias else ("weight",))

@@ -263,6 +263,10 @@ class _Decoder:
     def contents(self) -> list[tuple[Any, Any]]:
         """Each thing of the snapshot, and what it is to hold."""
         plain = {path: held for path, held in self.snapshot.plain.items() if path != MADE_BY}
+        # Nothing refers to these; all else that is missing is missed by what holds it.
+        missing = [root for root in ("world", "scenario", "environment") if root not in plain]
+        if missing:
+            raise ValueError(f"The snapshot is damaged: it lacks {', '.join(missing)}.")
         path, contents = "", []
         try:
             for path, held in plain.items():
