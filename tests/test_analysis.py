@@ -126,7 +126,7 @@ def test_examples_are_of_every_kind():
     channels = example_channels(5)
     assert len(set(channels.values())) == len(channels)
     assert [label for label in channels if "window" in label] == ["window 1", "window 2", "window 3"]
-    with pytest.raises(ValueError, match="at least 2 agents, found 1"):
+    with pytest.raises(ValueError, match="n_agents must be at least 2, found 1"):
         example_channels(1)
 
 

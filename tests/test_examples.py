@@ -187,7 +187,7 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"pad": True}, ValueError, "nothing to pad"),
         ({"eval_episodes": 1}, ValueError, "eval_episodes must be at least 2 for a standard error, found 1"),
         ({"scenario_options": {"max_steps": 3}}, ValueError, "max_steps: options of this script"),
-        ({"scenario_options": {"n_agents": 0}}, ValueError, "navigation does not take {'n_agents': 0}"),
+        ({"scenario_options": {"n_agents": 0}}, ValueError, "'navigation' does not take {'n_agents': 0}"),
         ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs .* num_envs=7"),
         ({"total_frames": 130}, ValueError, "total_frames=130"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),

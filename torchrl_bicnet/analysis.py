@@ -14,6 +14,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from torchrl_bicnet.checks import check_integer, check_key, check_seed, check_type
 from torchrl_bicnet.evaluation import Evaluation, evaluate, in_eval_mode, paired_difference
 from torchrl_bicnet.intervention import Channel, intervene, reorder
 from torchrl_bicnet.modules import BiCNetActor
@@ -43,6 +44,7 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
         >>> visited_states(env, BiCNetActor.from_env(env), max_steps=5, seed=0)["agents", "observation"].shape
         torch.Size([40, 3, 18])
     """
+    check_seed(seed)
     return _evaluate_and_keep_states(env, policy, max_steps, seed)[1]
 
 
@@ -56,14 +58,14 @@ def example_channels(n_agents: int) -> dict[str, Channel]:
         dict: label to channel. Limits to a radius are for you to add, in the units of your scenario.
 
     Raises:
+        TypeError: for something else than an integer.
         ValueError: if there is nobody to talk to.
 
     Example:
         >>> list(example_channels(3))[:4]
         ['cut', 'drop 10%', 'drop 25%', 'drop 50%']
     """
-    if n_agents < 2:
-        raise ValueError(f"Expected at least 2 agents, found {n_agents}.")
+    check_integer("n_agents", n_agents, least=2)
     return {
         "cut": Channel(window=0),
         **{f"drop {probability:.0%}": Channel(drop=probability) for probability in (0.1, 0.25, 0.5)},
@@ -84,7 +86,7 @@ class ChannelValue:
         changed (dict): label to the evaluation with that channel.
 
     Raises:
-        TypeError: for a field that is missing or unknown.
+        TypeError: for a field that is missing, unknown or of another type.
 
     Example:
         >>> import torch
@@ -96,6 +98,12 @@ class ChannelValue:
 
     intact: Evaluation
     changed: dict[str, Evaluation]
+
+    def __post_init__(self) -> None:
+        check_type("intact", self.intact, Evaluation, "an Evaluation")
+        check_type("changed", self.changed, dict, "a dict of label to Evaluation")
+        for label, evaluation in self.changed.items():
+            check_type(f"changed[{label!r}]", evaluation, Evaluation, "an Evaluation")
 
     def losses(self) -> dict[str, dict[str, float]]:
         """Label to how much more than intact it returns: :func:`~torchrl_bicnet.paired_difference`."""
@@ -141,10 +149,10 @@ def channel_value(
         >>> list(value.losses())
         ['cut', 'range 0.5']
     """
-    _check_seed(seed)
-    wrong = {label: channel for label, channel in dict(channels).items() if not isinstance(channel, Channel)}
-    if wrong:
-        raise TypeError(f"channels must be of type Channel, found {wrong}.")
+    check_type("channels", channels, Mapping, "a mapping of label to Channel")
+    for label, channel in channels.items():
+        check_type(f"channels[{label!r}]", channel, Channel, "a Channel")
+    check_seed(seed)
     evaluations = []
     for channel in (Channel(), *channels.values()):
         with intervene(policy, channel):
@@ -164,7 +172,8 @@ class OrderSensitivity:
         group (str): the group whose order it is, and whose returns count.
 
     Raises:
-        TypeError: for a field that is missing or unknown.
+        TypeError: for a field that is missing, unknown or of another type.
+        ValueError: for another shape or number of evaluations, or a group that an evaluation has not.
 
     Example:
         >>> import torch
@@ -179,6 +188,21 @@ class OrderSensitivity:
     evaluations: list[Evaluation]
     action_std: Tensor
     group: str
+
+    def __post_init__(self) -> None:
+        check_type("orders", self.orders, Tensor, "a tensor (P, N)")
+        check_type("evaluations", self.evaluations, list, "a list of Evaluation")
+        check_type("action_std", self.action_std, Tensor, "a tensor (N,)")
+        shape = tuple(self.orders.shape)
+        if len(shape) != 2 or tuple(self.action_std.shape) != shape[1:] or len(self.evaluations) != shape[0]:
+            raise ValueError(
+                f"Expected orders (P, N), P evaluations and action_std (N,), found orders {shape}, "
+                f"{len(self.evaluations)} evaluations and action_std {tuple(self.action_std.shape)}."
+            )
+        for evaluation in self.evaluations:
+            check_type("evaluations", evaluation, Evaluation, "a list of Evaluation")
+            if self.group not in evaluation.returns:
+                raise ValueError(f"group must be one of {list(evaluation.returns)}, found {self.group!r}.")
 
     def summary(self) -> dict[str, float]:
         """The numbers by name; returns are averaged over the group's agents and the episodes.
@@ -230,7 +254,7 @@ def order_sensitivity(
         OrderSensitivity: the orders, the evaluations and the spread of the actions.
 
     Raises:
-        TypeError: for a policy that is no TensorDict module, or ``max_orders`` or ``seed`` that are no integers.
+        TypeError: for a policy that is no module, or no seed.
         ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNetActor` of this group, or several for ``None``;
             if ``max_orders`` is below 2.
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
@@ -242,10 +266,10 @@ def order_sensitivity(
         >>> sensitivity.orders.shape, sensitivity.action_std.shape
         (torch.Size([6, 3]), torch.Size([3]))
     """
-    if isinstance(max_orders, bool) or not isinstance(max_orders, int):
-        raise TypeError(f"max_orders must be an integer, found {max_orders!r}.")
-    if max_orders < 2:
-        raise ValueError(f"max_orders must be at least 2, found {max_orders}.")
+    check_integer("max_orders", max_orders, least=2)
+    check_seed(seed)
+    if group is not None:
+        check_key("group", group)
     actor = _actor(policy, group)
     evaluation, states = _evaluate_and_keep_states(env, policy, max_steps, seed)
     orders = _orders(states[actor.in_keys[0]].shape[-2], max_orders, seed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Collection, Mapping
@@ -18,6 +20,7 @@ from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation, 
 from torchrl.collectors import Collector
 from torchrl.data import ReplayBuffer
 
+from torchrl_bicnet.checks import check_device, check_integer, check_number, check_type
 from torchrl_bicnet.envs import WorldSnapshot, restore, snapshot
 from torchrl_bicnet.envs.world import environment_of
 
@@ -35,6 +38,7 @@ def verify_checkpoint(path: Path | str) -> None:
         CheckpointError: for a file that is missing, truncated, changed (each part has a checksum) or something else
             than such an archive; for any part that is not JSON or a memory-mapped tensor, since TorchRL would unpickle
             it, which runs code.
+        TypeError: for something else than a path.
 
     Example:
         >>> import tempfile, torch
@@ -48,6 +52,7 @@ def verify_checkpoint(path: Path | str) -> None:
         ...     print("net.torchrl is not a whole checkpoint" in str(error))
         True
     """
+    check_type("path", path, (str, os.PathLike), "a path")
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a file that Checkpoints wrote.")
@@ -64,7 +69,12 @@ def verify_checkpoint(path: Path | str) -> None:
         )
     if damaged is not None:
         raise CheckpointError(f"{path} is not a whole checkpoint: {damaged} has changed since it was written.")
-    Checkpoint.manifest(path)
+    try:
+        components = Checkpoint.manifest(path)["components"]
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error!r}") from error
+    if not isinstance(components, dict):
+        raise CheckpointError(f"{path} is not a whole checkpoint: its components are {components!r}.")
 
 
 class Checkpoints:
@@ -87,6 +97,7 @@ class Checkpoints:
             as they are when a checkpoint is restored.
 
     Raises:
+        TypeError: for an argument of another type, or a component that cannot be saved.
         ValueError: for a name in ``best_components`` or ``leave_out`` that is no component, ``keep_last`` below 1.
 
     Example:
@@ -111,6 +122,17 @@ class Checkpoints:
         best_components: Collection[str] = (),
         leave_out: Collection[str] = (),
     ) -> None:
+        check_type("folder", folder, (str, os.PathLike), "a path")
+        check_type("components", components, dict, "a dict of name to component")
+        for name, component in components.items():
+            check_type("A name in components", name, str, "a string")
+            if not isinstance(component, (dict, list)) and not hasattr(component, "load_state_dict"):
+                found = type(component).__name__
+                raise TypeError(f"components[{name!r}] must have a state dict or be a dict or list, found {found}.")
+        check_integer("keep_last", keep_last)
+        for option, names in (("best_components", best_components), ("leave_out", leave_out)):
+            if isinstance(names, str) or not isinstance(names, Collection):
+                raise TypeError(f"{option} must be a collection of names, found {names!r}.")
         unknown = sorted({*best_components, *leave_out} - components.keys())
         if unknown:
             raise ValueError(f"No component is called {', '.join(unknown)}; there are {', '.join(components)}.")
@@ -129,7 +151,9 @@ class Checkpoints:
 
         Raises:
             OSError: if the disk is full, before anything is written. The checkpoints before this one stay.
+            TypeError, ValueError: for a step that is no integer, or negative.
         """
+        check_integer("step", step, least=0)
         self._make_space()
         return self._last.save(self._checkpoint, step=step, components=self.saved_components)
 
@@ -138,7 +162,12 @@ class Checkpoints:
 
         Raises:
             OSError: if the disk is full, before anything is written.
+            TypeError, ValueError: for a step that is no integer, or negative; for a metric that is no number or NaN.
         """
+        check_integer("step", step, least=0)
+        check_number("metric", metric)
+        if math.isnan(metric):
+            raise ValueError(f"metric must be a number to compare, found {metric}.")
         self._make_space()
         best = self.best()
         if best is None or metric > Checkpoint.manifest(best)["metadata"]["metric"]:
@@ -167,21 +196,34 @@ class Checkpoints:
             CheckpointError: if it is not a whole checkpoint of these components; names the next older one if there is
                 any. The components are untouched if the file is damaged, but may be partly loaded if it is whole and
                 of other components.
+            TypeError, ValueError: for a path or device that is none.
         """
+        check_type("path", path, (str, os.PathLike), "a path")
+        if map_location is not None:
+            check_device(map_location, "map_location")
         path = Path(path).absolute()
         in_best = path.parent == self._best.directory
         try:
             verify_checkpoint(path)
+            named = re.fullmatch(r"checkpoint-(\d+)\.torchrl", path.name)
+            if named is None:
+                raise CheckpointError(f"{path} is not called checkpoint-STEP.torchrl, which tells its step.")
             stored = Checkpoint.manifest(path)["components"]
             wanted = [name for name in self.components if name in stored]
             if not in_best:
                 wanted = [*wanted, *self.saved_components]
-            self._checkpoint.load(path, components=set(wanted), map_location=map_location)
+            self._load(path, set(wanted), map_location)
         except CheckpointError as error:
             older = [other for other in self._paths() if other.name < path.name or in_best]
             offer = f" The next older checkpoint is {older[-1]}." if older else " There is no older checkpoint."
             raise CheckpointError(f"{error}{offer}") from error
-        return int(path.stem.removeprefix("checkpoint-"))
+        return int(named[1])
+
+    def _load(self, path: Path, names: set[str], map_location: torch.device | str | None) -> None:
+        try:
+            self._checkpoint.load(path, components=names, map_location=map_location)
+        except Exception as error:  # whatever a component makes of the state of another one
+            raise CheckpointError(f"{path} is not a checkpoint of these components: {error}") from error
 
     def resume(self, path: Path) -> int:
         """:meth:`load`, for a run that goes on from here: newer checkpoints are set aside, renamed ``*.discarded``."""
@@ -234,7 +276,7 @@ class CollectorState:
         collector (Collector): over an environment of :func:`~torchrl_bicnet.make_vmas_env`, in this process.
 
     Raises:
-        TypeError: for a collector over another environment.
+        TypeError: for something else than a collector, or one over another environment.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env
@@ -249,6 +291,7 @@ class CollectorState:
     """
 
     def __init__(self, collector: Collector) -> None:
+        check_type("collector", collector, Collector, "a Collector")
         environment_of(collector.env)
         self.collector = collector
 
@@ -267,8 +310,24 @@ class CollectorState:
         """Go on from there.
 
         Raises:
-            ValueError: for the state of another scenario or another number of environments.
+            TypeError: for a state that is no dict, or parts of it that are none.
+            ValueError: for a state that lacks a part, or is that of another scenario or number of environments. The
+                collector is unchanged then.
         """
+        check_type("state", state, dict, "a dict")
+        parts = {"counters": dict, "carrier": dict, "tensors": dict, "plain": str}
+        for name, kind in parts.items():
+            if name not in state:
+                raise ValueError(f"The state of a collector must hold {name}, found {', '.join(state) or 'nothing'}.")
+            check_type(name, state[name], kind, f"a {kind.__name__}")
+        for name in ("frames", "iter"):
+            check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
+        for key in self.collector.env.observation_keys:
+            found = state["carrier"]
+            for part in key if isinstance(key, tuple) else (key,):
+                found = found.get(part) if isinstance(found, dict) else None
+            if not isinstance(found, Tensor):
+                raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
         restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), json.loads(state["plain"])))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchrl_bicnet.checks import check_device, check_dtype, check_integer, check_like, check_type
+
 
 def mask_absent(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set the slots of absent agents to zero, whatever they hold (NaN too), and cut their gradient.
@@ -27,7 +29,7 @@ def mask_absent(x: Tensor, mask: Tensor | None) -> Tensor:
 
     Raises:
         TypeError: if the mask is not boolean.
-        ValueError: if the mask has not one entry per agent of ``x``.
+        ValueError: if the mask has not one entry per agent of ``x``, or is on another device.
 
     Example:
         >>> import torch
@@ -37,24 +39,40 @@ def mask_absent(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    if mask.dtype is not torch.bool:
-        raise TypeError(f"The mask must be boolean (True where the agent is present), found {mask.dtype}.")
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"The mask must be boolean (True where the agent is present), found {found}.")
     if mask.shape != x.shape[:-1]:
         raise ValueError(
             f"The mask must have one entry per agent, shape {tuple(x.shape[:-1])} for an input of shape "
             f"{tuple(x.shape)}, found {tuple(mask.shape)}."
         )
+    if mask.device != x.device:
+        raise ValueError(f"The mask must be on {x.device}, where the input is, found {mask.device}.")
     # Selected, not multiplied: NaN * 0 is NaN, in the forward and in the backward pass.
     return torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x))
 
 
-def _present(x: Tensor, mask: Tensor | None, in_features: int) -> Tensor:
-    if x.ndim < 2 or x.shape[-1] != in_features:
+def _present(x: Tensor, mask: Tensor | None, in_features: int, weight: Tensor | None = None) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"Expected a tensor of shape (*B, N, {in_features}), found {type(x).__name__}.")
+    if x.ndim < 2 or x.shape[-1] != in_features or x.shape[-2] == 0:
         raise ValueError(
             f"Expected an input of shape (*B, N, {in_features}) with the agents on dimension -2, found "
             f"{tuple(x.shape)}."
         )
+    if weight is not None:
+        check_like(x, weight)
     return mask_absent(x, mask)
+
+
+def _check_layer(
+    in_features: int, out_features: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    check_integer("in_features", in_features)
+    check_integer("out_features", out_features)
+    check_device(device)
+    check_dtype(dtype)
 
 
 # The cells: (gates of the input, gates of the hidden state, state) -> state, whose first entry is the output.
@@ -129,9 +147,10 @@ class RecurrentCommunication(nn.RNNBase):
           absent agents.
 
     Raises:
-        ValueError: for an unknown cell or implementation, an input of another shape, or a mask with
-            ``implementation="fused"``.
-        TypeError: for a mask that is not boolean.
+        ValueError: for a size below 1, an unknown cell, implementation or device; for an input or a mask of another
+            shape or on another device, or a mask with ``implementation="fused"``.
+        TypeError: for an option of another type, a dtype that is not of floating point, an input that is no tensor of
+            the parameters' type, or a mask that is not boolean.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     section 3.2 and figure 1.
@@ -147,6 +166,8 @@ class RecurrentCommunication(nn.RNNBase):
         >>> _ = layer.load_state_dict(torch.nn.GRU(8, 16, bidirectional=True).state_dict())
     """
 
+    weight_ih_l0: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -160,7 +181,13 @@ class RecurrentCommunication(nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if cell not in _CELLS:
+        for name, size in (("in_features", in_features), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            check_integer(name, size)
+        check_type("bidirectional", bidirectional, bool, "a bool")
+        check_type("bias", bias, bool, "a bool")
+        check_device(device)
+        check_dtype(dtype)
+        if cell not in tuple(_CELLS):
             raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {_IMPLEMENTATIONS}, found {implementation!r}.")
@@ -181,7 +208,7 @@ class RecurrentCommunication(nn.RNNBase):
         self.out_features = hidden_size * (1 + bidirectional)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features)
+        x = _present(x, mask, self.in_features, self.weight_ih_l0)
         flat = x.reshape(-1, *x.shape[-2:])
         if self._needs_loop(x, mask):
             out = self._loop(flat, None if mask is None else mask.reshape(-1, mask.shape[-1]))
@@ -277,8 +304,10 @@ class MeanCommunication(nn.Module):
         - output: ``(*B, N, out_features)``, zero for absent agents.
 
     Raises:
-        ValueError: for an input or a mask of another shape.
-        TypeError: for a mask that is not boolean.
+        ValueError: for a size below 1 or an unknown device; for an input or a mask of another shape or on another
+            device.
+        TypeError: for a size that is no integer, a dtype that is not of floating point, an input that is no tensor of
+            the parameters' type, or a mask that is not boolean.
 
     Reference: Sukhbaatar et al., *Learning Multiagent Communication with Backpropagation*, 2016,
     https://arxiv.org/abs/1605.07736, equations 1 and 2.
@@ -298,13 +327,14 @@ class MeanCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check_layer(in_features, out_features, device, dtype)
         self.in_features = in_features
         self.out_features = out_features
         self.own = nn.Linear(in_features, out_features, device=device, dtype=dtype)
         self.others = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features)
+        x = _present(x, mask, self.in_features, self.own.weight)
         n_others = max(x.shape[-2] - 1, 1) if mask is None else (mask.sum(-1) - 1).clamp_min(1)[..., None, None]
         mean_of_others = (x.sum(-2, keepdim=True) - x) / n_others
         return mask_absent(self.own(x) + self.others(mean_of_others), mask)
@@ -328,8 +358,10 @@ class AttentionCommunication(nn.Module):
         - output: ``(*B, N, out_features)``, zero for absent agents.
 
     Raises:
-        ValueError: if ``out_features`` is no multiple of ``num_heads``; for an input or a mask of another shape.
-        TypeError: for a mask that is not boolean.
+        ValueError: for a size below 1 or an unknown device; if ``out_features`` is no multiple of ``num_heads``; for an
+            input or a mask of another shape or on another device.
+        TypeError: for a size that is no integer, a dtype that is not of floating point, an input that is no tensor of
+            the parameters' type, or a mask that is not boolean.
 
     Reference: Vaswani et al., *Attention Is All You Need*, 2017, https://arxiv.org/abs/1706.03762, section 3.2;
     over agents as in Iqbal and Sha, *Actor-Attention-Critic*, 2019, https://arxiv.org/abs/1810.02912.
@@ -350,7 +382,9 @@ class AttentionCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or out_features % num_heads:
+        _check_layer(in_features, out_features, device, dtype)
+        check_integer("num_heads", num_heads)
+        if out_features % num_heads:
             raise ValueError(f"out_features must be a multiple of num_heads, found {out_features} and {num_heads}.")
         self.in_features = in_features
         self.out_features = out_features
@@ -359,7 +393,7 @@ class AttentionCommunication(nn.Module):
         self.output = nn.Linear(out_features, out_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features)
+        x = _present(x, mask, self.in_features, self.query_key_value.weight)
         projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (*B, N, 3, heads, F)
         query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
         # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small.
@@ -384,8 +418,8 @@ class NoCommunication(nn.Module):
         - output: ``(*B, N, in_features)``, zero for absent agents.
 
     Raises:
-        ValueError: for an input or a mask of another shape.
-        TypeError: for a mask that is not boolean.
+        ValueError: for a size below 1; for an input or a mask of another shape.
+        TypeError: for a size that is no integer, an input that is no tensor or a mask that is not boolean.
 
     Example:
         >>> import torch
@@ -396,6 +430,7 @@ class NoCommunication(nn.Module):
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
+        check_integer("in_features", in_features)
         self.in_features = in_features
         self.out_features = in_features
 

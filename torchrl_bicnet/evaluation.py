@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
 from torchrl_bicnet.envs.vmas import _RandomStream
 
@@ -32,7 +33,8 @@ class Evaluation:
         seed (int, optional): what the start states were drawn from; ``None`` if they are not to be had again.
 
     Raises:
-        TypeError: for a field that is missing or unknown.
+        TypeError: for a field that is missing, unknown or of another type.
+        ValueError: for returns of no group or of another shape, or other tensors that have not one entry per episode.
 
     Example:
         >>> import torch
@@ -46,6 +48,29 @@ class Evaluation:
     success: Tensor | None = None
     collisions: Tensor | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_type("returns", self.returns, dict, "a dict of group to tensor")
+        if not self.returns:
+            raise ValueError(f"returns must hold at least one group, found {self.returns}.")
+        for group, values in self.returns.items():
+            if not isinstance(group, str) or not isinstance(values, Tensor):
+                raise TypeError(f"returns must map names to tensors, found {group!r}: {type(values).__name__}.")
+        shapes = {group: tuple(values.shape) for group, values in self.returns.items()}
+        n_episodes = {shape[:1] for shape in shapes.values()}
+        if any(len(shape) != 2 for shape in shapes.values()) or len(n_episodes) > 1:
+            raise ValueError(f"returns must be of shape (E, N) for every group, found {shapes}.")
+        for name in ("lengths", "success", "collisions"):
+            values = getattr(self, name)
+            if values is None and name != "lengths":
+                continue
+            check_type(name, values, Tensor, "a tensor")
+            if {tuple(values.shape)} != n_episodes:
+                raise ValueError(f"{name} must have one entry per episode, found shape {tuple(values.shape)}.")
+        if self.success is not None and self.success.dtype is not torch.bool:
+            raise TypeError(f"success must be boolean, found {self.success.dtype}.")
+        if self.seed is not None:
+            check_seed(self.seed)
 
     def summary(self) -> dict[str, float]:
         """The metrics by name; with several groups the first four start with ``GROUP/``.
@@ -102,7 +127,8 @@ def evaluate(
         Evaluation: returns, lengths, and success and collisions where the scenario reports them.
 
     Raises:
-        TypeError: for an environment, a policy, ``max_steps`` or ``seed`` of another type.
+        TypeError: for an environment, a policy, ``max_steps``, ``seed`` or an action of another type; for a policy that
+            returns no tensordict.
         ValueError: if ``max_steps`` is below 1 or the seed outside of ``[0, 2**32)``; if the environment has another
             batch size, no groups of agents or no root ``done``; for an action of another shape.
         KeyError: if the policy writes no action for a group.
@@ -191,9 +217,8 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
         >>> difference["evaluation_return_difference_stderr"] > 0
         True
     """
-    for evaluation in (first, second):
-        if not isinstance(evaluation, Evaluation):
-            raise TypeError(f"Expected two evaluations, found {type(evaluation).__name__}.")
+    check_type("first", first, Evaluation, "an Evaluation")
+    check_type("second", second, Evaluation, "an Evaluation")
     if first.seed is None or first.seed != second.seed:
         raise ValueError(
             f"Only evaluations from the same start states can be paired: expected one seed, found {first.seed} and "
@@ -226,13 +251,9 @@ def check_evaluation(env: EnvBase, policy: object, max_steps: int, seed: int | N
         raise TypeError(f"env must be a TorchRL environment, found {type(env).__name__}.")
     if not callable(policy):
         raise TypeError(f"policy must be a TensorDict module or a callable, found {type(policy).__name__}.")
-    for name, value in (("max_steps", max_steps), ("seed", 0 if seed is None else seed)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, found {value!r}.")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, found {max_steps}.")
-    if seed is not None and not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be in [0, 2**32), found {seed}.")
+    check_integer("max_steps", max_steps)
+    if seed is not None:
+        check_seed(seed)
     if len(env.batch_size) != 1:
         raise ValueError(f"The environment must have batch size (num_envs,), found {tuple(env.batch_size)}.")
     if "done" not in env.done_keys:
@@ -245,10 +266,16 @@ def check_evaluation(env: EnvBase, policy: object, max_steps: int, seed: int | N
 
 def act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: TensorDictBase) -> TensorDictBase:
     td = policy(td)
+    if not isinstance(td, TensorDictBase):
+        raise TypeError(f"The policy must return a tensordict, found {type(td).__name__}.")
     for key in env.action_keys:
-        if td.get(key, None) is None:
+        action, spec = td.get(key, None), env.full_action_spec[key]
+        if action is None:
             raise KeyError(f"The policy wrote no action at {key!r}; the environment needs {env.action_keys}.")
-        expected, found = env.full_action_spec[key].shape, td[key].shape
-        if found != expected and -1 not in expected:
-            raise ValueError(f"Expected an action of shape {tuple(expected)} at {key!r}, found {tuple(found)}.")
+        if action.shape != spec.shape and -1 not in spec.shape:
+            raise ValueError(
+                f"Expected an action of shape {tuple(spec.shape)} at {key!r}, found {tuple(action.shape)}."
+            )
+        if action.is_floating_point() != spec.dtype.is_floating_point or action.is_complex():
+            raise TypeError(f"Expected an action of type {spec.dtype} at {key!r}, found {action.dtype}.")
     return td

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from torchrl_bicnet.analysis import ChannelValue, OrderSensitivity
+from torchrl_bicnet.checks import check_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +24,8 @@ def plot_influence(matrix: Tensor) -> Figure:
         Figure: Matplotlib's.
 
     Raises:
-        TypeError: if it is no tensor.
-        ValueError: if it is not square.
+        TypeError: for something else than a tensor.
+        ValueError: if it is not square, or empty.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -32,8 +33,8 @@ def plot_influence(matrix: Tensor) -> Figure:
         >>> plot_influence(torch.rand(3, 3)).axes[0].get_xlabel()
         'observation of agent'
     """
-    _check_type("matrix", matrix, Tensor)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    check_type("matrix", matrix, Tensor, "a tensor (N, N)")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"Expected a matrix (N, N), found shape {tuple(matrix.shape)}.")
     values = matrix.detach().cpu().numpy()
     size = 1.8 + 0.6 * len(values)
@@ -60,7 +61,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         Figure: Matplotlib's; a panel for each group, a row for each channel.
 
     Raises:
-        TypeError: for something else than a :class:`~torchrl_bicnet.ChannelValue`.
+        TypeError: for something else.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -71,7 +72,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['intact', 'cut']
     """
-    _check_type("value", value, ChannelValue)
+    check_type("value", value, ChannelValue, "a ChannelValue")
     rows = {"intact": value.intact, **value.changed}
     summaries = [evaluation.summary() for evaluation in rows.values()]
     groups = list(value.intact.returns)
@@ -99,7 +100,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         their differences to the order of the training, on the right the actions.
 
     Raises:
-        TypeError: for something else than an :class:`~torchrl_bicnet.OrderSensitivity`.
+        TypeError: for something else.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -110,7 +111,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         >>> len(plot_order_sensitivity(sensitivity).axes)
         2
     """
-    _check_type("sensitivity", sensitivity, OrderSensitivity)
+    check_type("sensitivity", sensitivity, OrderSensitivity, "an OrderSensitivity")
     episodes = sensitivity.returns().cpu().numpy()  # (P, E)
     returns, several = episodes.mean(-1), episodes.shape[-1] > 1
     errors = (episodes - episodes[0]).std(-1, ddof=int(several)) / episodes.shape[-1] ** 0.5

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from torchrl_bicnet.checks import check_integer, check_number, check_type
 from torchrl_bicnet.net import BiCNet
 
 Direction = Literal["both", "forward", "backward"]
@@ -49,7 +50,7 @@ class Channel:
     Raises:
         ValueError: for a value outside of its range, ``radius`` without ``positions``, or (in use) positions beyond the
             observation.
-        TypeError: for ``window`` or ``bits`` that are no integers.
+        TypeError: for a value of another type.
 
     Reference: cutting and limiting what a trained team hears, as Lowe et al., *On the Pitfalls of Measuring Emergent
     Communication*, 2019, https://arxiv.org/abs/1903.05168, ask for beside looking at what is said.
@@ -74,22 +75,25 @@ class Channel:
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {get_args(Direction)}, found {self.direction!r}.")
-        for name in ("window", "bits"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name} must be an integer or None, found {value!r}.")
-        if self.window is not None and self.window < 0:
-            raise ValueError(f"window must not be negative, found {self.window}.")
-        if self.bits is not None and not 1 <= self.bits <= 16:
-            raise ValueError(f"bits must be between 1 and 16, found {self.bits}.")
+        if self.window is not None:
+            check_integer("window", self.window, least=0)
+        if self.bits is not None:
+            check_integer("bits", self.bits, most=16)
+        for name in ("drop", "noise", "radius"):
+            if getattr(self, name) is not None or name != "radius":
+                check_number(name, getattr(self, name))
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop must be between 0 and 1, found {self.drop}.")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"noise must be finite and not negative, found {self.noise}.")
         if self.radius is not None and (self.positions is None or not self.radius >= 0):
             raise ValueError(f"radius must not be negative and needs positions, found {self.radius}, {self.positions}.")
-        if not all(isinstance(feature, int) and feature >= 0 for feature in self.positions or ()):
-            raise ValueError(f"positions must be indices of features, found {self.positions}.")
+        if self.positions is not None:
+            check_type("positions", self.positions, tuple, "a tuple of indices of features")
+            for feature in self.positions:
+                check_integer("positions", feature, least=0)
+            if not self.positions:
+                raise ValueError("positions must name at least one feature, found ().")
 
     def __repr__(self) -> str:
         changed = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
@@ -200,7 +204,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         order (Tensor): a permutation of the ``N`` agents, ``(N,)``: entry k is the agent at place k.
 
     Raises:
-        TypeError: for a policy that is no module, or an order that is no tensor of integers.
+        TypeError: for a policy that is no module or an order that is no tensor.
         ValueError: if there is no :class:`~torchrl_bicnet.BiCNet` in the policy; if the order is no permutation, or
             (in forward) one of another number of agents.
 
@@ -213,9 +217,12 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         >>> torch.equal(moved[order], net(x[order]))
         True
     """
-    if not isinstance(order, Tensor) or order.dtype != torch.long:
-        raise TypeError(f"order must be a tensor of integers (torch.long), found {order!r}.")
-    if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
+    check_type("order", order, Tensor, "a tensor")
+    if (
+        order.is_floating_point()
+        or order.ndim != 1
+        or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device))
+    ):
         raise ValueError(f"order must be a permutation of 0 to N - 1, found {order.tolist()}.")
 
     def permute(layer: nn.Module, inputs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_bicnet.checks import check_type
 from torchrl_bicnet.evaluation import in_eval_mode
 from torchrl_bicnet.modules import BiCNetActor
 
@@ -25,8 +26,9 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         Tensor: ``(*B, N, N)``, row ``i`` acts, column ``j`` observes.
 
     Raises:
-        TypeError: for an actor that is no :class:`~torchrl_bicnet.BiCNetActor`, or states in no tensordict.
+        TypeError: for an actor that is no :class:`~torchrl_bicnet.BiCNetActor`, or states that are no tensordict.
         KeyError: if the states lack one of the actor's ``in_keys``.
+        TypeError, ValueError: as the actor, for entries of another type or shape.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
@@ -36,11 +38,14 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
     """
     if not isinstance(actor, BiCNetActor):
         raise TypeError(f"actor must be a BiCNetActor, found {type(actor).__name__}.")
-    _check_states(states)
+    check_type("states", states, TensorDictBase, "a tensordict")
     tensors = {key: states.get(key, None) for key in actor.in_keys}
     missing = [key for key, value in tensors.items() if value is None]
     if missing:
         raise KeyError(f"The states lack {missing}, which the actor reads; they hold {list(states.keys(True, True))}.")
+    for key in actor.in_keys:
+        if key != actor.mask_key and not tensors[key].is_floating_point():
+            raise TypeError(f"Expected {key!r} of floating point, found {tensors[key].dtype}.")
     mask = tensors.pop(actor.mask_key, None) if actor.mask_key is not None else None
     # Reverse mode, one action entry at a time for all states at once: it serves the fused kernels, which know no vmap.
     with torch.enable_grad(), in_eval_mode(actor):
@@ -70,7 +75,7 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         Tensor: ``(N, N)``, row ``i`` acts, column ``j`` observes; zero for agents never present together.
 
     Raises:
-        TypeError, KeyError: as :func:`~torchrl_bicnet.influence`.
+        TypeError, ValueError, KeyError: as :func:`~torchrl_bicnet.influence`.
         ValueError: if there are no states.
 
     Example:
@@ -80,7 +85,7 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         >>> (matrix != 0).int().tolist()
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     """
-    _check_states(states)
+    check_type("states", states, TensorDictBase, "a tensordict")
     if 0 in states.batch_size:
         raise ValueError(f"Expected at least one state, found batch shape {tuple(states.batch_size)}.")
     norms = influence(actor, states)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.envs import EnvBase
 
+from torchrl_bicnet.checks import check_integer, check_key, check_type
 from torchrl_bicnet.communication import mask_absent
 from torchrl_bicnet.net import BiCNet
 
@@ -18,9 +19,10 @@ from torchrl_bicnet.net import BiCNet
 class _MaskedNet(nn.Module):
     """``(*inputs[, mask]) -> net(*inputs[, mask=mask])``: the module's last tensor is the net's keyword."""
 
-    def __init__(self, net: nn.Module, mask_key: NestedKey | None) -> None:
+    def __init__(self, net: nn.Module, in_keys: list[NestedKey], mask_key: NestedKey | None) -> None:
         super().__init__()
         self.net = net
+        self.in_keys = in_keys
         self.mask_key = mask_key
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -30,10 +32,13 @@ class _MaskedNet(nn.Module):
         return mask_absent(self.net(*(mask_absent(x, mask) for x in inputs), mask=mask), mask)
 
     def split(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        # TensorDictModule passes None for a missing entry; as a mask it would mean that everybody is present.
+        missing = [key for key, tensor in zip(self.in_keys, tensors) if tensor is None]
+        if missing:
+            raise KeyError(f"No entry was found at {missing}.")
         if self.mask_key is None:
             return tensors, None
         if tensors[-1] is None:
-            # TensorDictModule passes None for a missing entry, which would mean that everybody is present.
             raise KeyError(f"No mask of the agents present was found at mask_key={self.mask_key!r}.")
         return tensors[:-1], tensors[-1]
 
@@ -44,8 +49,10 @@ class _BoundedAction(_MaskedNet):
     low: Tensor
     high: Tensor
 
-    def __init__(self, net: nn.Module, mask_key: NestedKey | None, low: Tensor, high: Tensor) -> None:
-        super().__init__(net, mask_key)
+    def __init__(
+        self, net: nn.Module, in_keys: list[NestedKey], mask_key: NestedKey | None, low: Tensor, high: Tensor
+    ) -> None:
+        super().__init__(net, in_keys, mask_key)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
@@ -74,9 +81,6 @@ class _AgentModule(TensorDictModule):
         group: NestedKey,
         mask_key: NestedKey | None,
     ) -> None:
-        for name, keys in (("in_keys", in_keys), ("out_keys", out_keys)):
-            if not isinstance(keys, list) or not keys:
-                raise TypeError(f"{name} must be a list of keys, found {keys!r}.")
         mask_keys = [] if mask_key is None else [mask_key]
         super().__init__(module, in_keys=[*in_keys, *mask_keys], out_keys=out_keys)
         self.group = unravel_key(group)
@@ -86,6 +90,7 @@ class _AgentModule(TensorDictModule):
     def _make_net(
         net: nn.Module | None, n_agent_inputs: int, n_agent_outputs: int, net_options: dict[str, Any]
     ) -> nn.Module:
+        check_type("net", net, (nn.Module, type(None)), "a module or None")
         if net is None:
             return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
         if net_options:
@@ -130,11 +135,13 @@ class BiCNetActor(_AgentModule):
 
     Raises:
         TypeError: for an action spec that is not Bounded and of floating point, ``net=`` with net options, an unknown
-            net option, keys that are not a list, or (in forward) a mask that is not boolean.
-        KeyError: if a Composite holds no action spec at the action's key, or (in forward) if there is no mask at
-            ``mask_key``.
+            net option, an argument of another type, or (in forward) inputs of another type than the parameters' or a
+            mask that is not boolean.
+        KeyError: if a Composite holds no action spec at the action's key, or (in forward) if there is no entry at one
+            of ``in_keys`` or no mask at ``mask_key``.
         ValueError: for bounds that are not finite, that differ over the batch or that do not fit the net's output
-            (bounds that differ over the agents on another number of agents); for inputs of another shape.
+            (bounds that differ over the agents on another number of agents); for an option out of its range; for
+            inputs of another shape or on another device.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
@@ -162,6 +169,8 @@ class BiCNetActor(_AgentModule):
         out_keys: list[NestedKey] | None = None,
         **net_options: Any,
     ) -> None:
+        check_integer("n_agent_inputs", n_agent_inputs)
+        _check_keys(group, mask_key, in_keys, out_keys)
         in_keys = [unravel_key((group, "observation"))] if in_keys is None else in_keys
         out_keys = [unravel_key((group, "param")), unravel_key((group, "action"))] if out_keys is None else out_keys
         if len(out_keys) != 2:
@@ -172,7 +181,7 @@ class BiCNetActor(_AgentModule):
             net_options.setdefault("n_agents", leaf.shape[-2])
         device = net_options.get("device")
         net = self._make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
-        module = _BoundedAction(net, mask_key, low.to(device), high.to(device))
+        module = _BoundedAction(net, in_keys, mask_key, low.to(device), high.to(device))
         super().__init__(module, in_keys, out_keys, group, mask_key)
         self._spec = Composite({out_keys[1]: leaf.clone()}, shape=leaf.shape[:-2])
 
@@ -196,6 +205,7 @@ class BiCNetActor(_AgentModule):
             ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
                 have different observation or action sizes.
             KeyError: if the environment has no such entries.
+            TypeError: for an environment or keys of another type.
 
         Example:
             >>> from torchrl_bicnet import make_vmas_env
@@ -205,6 +215,7 @@ class BiCNetActor(_AgentModule):
             torch.Size([2, 5, 3, 2])
         """
         group = find_group(env, group)
+        _check_keys(group, kwargs.get("mask_key"), kwargs.get("in_keys"), kwargs.get("out_keys"))
         observations = _given(kwargs, "in_keys", [unravel_key((group, "observation"))])
         action = _given(kwargs, "out_keys", [unravel_key((group, "action"))])[-1]
         n_agent_inputs = sum(_size(env, key) for key in observations)
@@ -235,10 +246,10 @@ class BiCNetCritic(_AgentModule):
         **net_options: options of :class:`~torchrl_bicnet.BiCNet`.
 
     Raises:
-        TypeError: for ``net=`` with net options, an unknown net option, keys that are not a list, or (in forward) a
-            mask that is not boolean.
-        KeyError: in forward, if there is no mask at ``mask_key``.
-        ValueError: in forward, for inputs of another shape.
+        TypeError: for ``net=`` with net options, an unknown net option, an argument of another type, or (in forward)
+            inputs of another type than the parameters' or a mask that is not boolean.
+        KeyError: in forward, if there is no entry at one of ``in_keys`` or no mask at ``mask_key``.
+        ValueError: for an option out of its range, or (in forward) inputs of another shape or on another device.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
@@ -263,12 +274,15 @@ class BiCNetCritic(_AgentModule):
         out_keys: list[NestedKey] | None = None,
         **net_options: Any,
     ) -> None:
+        check_integer("n_agent_inputs", n_agent_inputs)
+        check_integer("n_agent_actions", n_agent_actions)
+        _check_keys(group, mask_key, in_keys, out_keys)
         in_keys = [unravel_key((group, "observation")), unravel_key((group, "action"))] if in_keys is None else in_keys
         out_keys = [unravel_key((group, "state_action_value"))] if out_keys is None else out_keys
         if len(out_keys) != 1:
             raise ValueError(f"The critic writes one key, the state-action value, found out_keys={out_keys}.")
         net = self._make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
-        super().__init__(_MaskedNet(net, mask_key), in_keys, out_keys, group, mask_key)
+        super().__init__(_MaskedNet(net, in_keys, mask_key), in_keys, out_keys, group, mask_key)
 
     @classmethod
     def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetCritic:
@@ -285,6 +299,7 @@ class BiCNetCritic(_AgentModule):
             ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
                 have different observation or action sizes.
             KeyError: if the environment has no such entries.
+            TypeError: for an environment or keys of another type.
 
         Example:
             >>> from torchrl_bicnet import make_vmas_env
@@ -294,9 +309,9 @@ class BiCNetCritic(_AgentModule):
             torch.Size([2, 3, 1])
         """
         group = find_group(env, group)
-        *observations, action = kwargs.get(
-            "in_keys", [unravel_key((group, name)) for name in ("observation", "action")]
-        )
+        _check_keys(group, kwargs.get("mask_key"), kwargs.get("in_keys"), kwargs.get("out_keys"))
+        both = [unravel_key((group, name)) for name in ("observation", "action")]
+        *observations, action = _given(kwargs, "in_keys", both)
         n_agent_inputs = sum(_size(env, key) for key in observations)
         n_agent_actions = _size(env, action)
         if "net" not in kwargs:
@@ -306,12 +321,27 @@ class BiCNetCritic(_AgentModule):
         return cls(n_agent_inputs, n_agent_actions, group=group, **kwargs)
 
 
+def _check_keys(group: Any, mask_key: Any, in_keys: Any, out_keys: Any) -> None:
+    check_key("group", group)
+    if mask_key is not None:
+        check_key("mask_key", mask_key)
+    for name, keys in (("in_keys", in_keys), ("out_keys", out_keys)):
+        if keys is None:
+            continue
+        if not isinstance(keys, list) or not keys:
+            raise TypeError(f"{name} must be a list of keys, found {keys!r}.")
+        for key in keys:
+            check_key(name, key)
+
+
 def _given(kwargs: dict[str, Any], name: str, default: list[NestedKey]) -> list[NestedKey]:
     return default if kwargs.get(name) is None else kwargs[name]
 
 
 def action_leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
     """The action's own spec: the one given or, of a Composite, that at ``key``; a KeyError that lists what it holds."""
+    if not isinstance(action_spec, TensorSpec):
+        raise TypeError(f"action_spec must be a Bounded or a Composite, found {type(action_spec).__name__}.")
     if not isinstance(action_spec, Composite):
         return action_spec
     if key not in action_spec.keys(True, True):
@@ -342,6 +372,10 @@ def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
 
 def find_group(env: EnvBase, group: NestedKey | None) -> NestedKey:
     """The group given or, for ``None``, the only one; a ValueError that lists them if that is not to be had."""
+    if not isinstance(env, EnvBase):
+        raise TypeError(f"env must be a TorchRL environment, found {type(env).__name__}.")
+    if group is not None:
+        check_key("group", group)
     groups = [key[0] if len(key) == 2 else key[:-1] for key in env.action_keys if isinstance(key, tuple)]
     group = None if group is None else unravel_key(group)
     if not groups:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.modules import MLP, MultiAgentMLP
 
+from torchrl_bicnet.checks import check_device, check_integer, check_like, check_type
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -68,10 +69,11 @@ class BiCNet(nn.Module):
         - output: ``(*B, N, n_agent_outputs)``, zero for absent agents.
 
     Raises:
-        ValueError: for an unknown communication, a ``skip`` beyond the inputs, a batch norm, ``share_params=False``
-            without ``n_agents``, inputs of another shape, or a mask where a module given holds a batch norm.
-        TypeError: for a mask that is not boolean, ``num_cells`` that are no sequence, or a module that lacks the
-            attributes named above.
+        ValueError: for a size below 1, an unknown communication or device, a ``skip`` beyond the inputs, a batch norm,
+            ``share_params=False`` without ``n_agents``; for inputs of another shape or on another device, or a mask
+            where a module given holds a batch norm.
+        TypeError: for an option of another type, a module that lacks the attributes named above, inputs that are no
+            tensors of the parameters' type, or a mask that is not boolean.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     figure 1.
@@ -113,20 +115,33 @@ class BiCNet(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        check_integer("n_agent_inputs", n_agent_inputs)
+        check_integer("n_agent_outputs", n_agent_outputs)
+        check_integer("hidden_size", hidden_size)
+        check_type("skip", skip, int, "a bool or an integer")
+        check_type("share_params", share_params, bool, "a bool")
+        check_type("encoder", encoder, (nn.Module, type(None)), "a module or None")
+        check_type("decoder", decoder, (nn.Module, type(None)), "a module or None")
+        check_device(device)
+        for name, layer in (("norm_class", norm_class or nn.Identity), ("activation_class", activation_class)):
+            if not isinstance(layer, type) or not issubclass(layer, nn.Module):
+                raise TypeError(f"{name} must be a class of modules, found {layer!r}.")
         self.n_agent_inputs = n_agent_inputs
         self.n_agent_outputs = n_agent_outputs
         # bool is an int: True is all features, not the first one.
         self.n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
         if not 0 <= self.n_skipped <= n_agent_inputs:
             raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, found {hidden_size}.")
-        if isinstance(num_cells, int):
-            raise TypeError(f"num_cells must be a sequence of widths, such as ({num_cells},), found {num_cells}.")
+        if isinstance(num_cells, str) or not isinstance(num_cells, Sequence):
+            raise TypeError(f"num_cells must be a sequence of widths, such as (64,), found {num_cells!r}.")
+        for width in num_cells:
+            check_integer("num_cells", width)
         if norm_class is nn.BatchNorm1d:
             raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
         if not share_params and n_agents is None:
             raise ValueError("share_params=False gives every agent slot its own networks and needs n_agents.")
+        if n_agents is not None:
+            check_integer("n_agents", n_agents)
         self.n_agents = None if share_params else n_agents
 
         def mlp(in_features: int, out_features: int, num_cells: Sequence[int], activate_last_layer: bool) -> nn.Module:
@@ -144,6 +159,8 @@ class BiCNet(nn.Module):
                 return MLP(in_features, out_features, **options)
             return MultiAgentMLP(in_features, out_features, n_agents, centralized=False, share_params=False, **options)
 
+        # A module given may take inputs of another type than that of its parameters.
+        self._own_encoder = encoder is None
         *encoder_cells, width = num_cells or (hidden_size,)
         if isinstance(communication, nn.Module):
             width = _features(communication, "in_features")
@@ -168,18 +185,28 @@ class BiCNet(nn.Module):
         return mask_absent(out, mask)
 
     def _concatenate(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        for x in inputs:
+            check_type("An input", x, Tensor, "a tensor")
         shapes = [tuple(x.shape) for x in inputs]
         n_agents = "N" if self.n_agents is None else self.n_agents
         if (
             any(len(shape) < 2 or shape[:-1] != shapes[0][:-1] for shape in shapes)
             or sum(shape[-1] for shape in shapes) != self.n_agent_inputs
+            or shapes[0][-2] == 0
             or (self.n_agents is not None and shapes[0][-2] != self.n_agents)
         ):
             raise ValueError(
                 f"Expected inputs of shape (*B, {n_agents}, F) with the agents on dimension -2 and "
                 f"{self.n_agent_inputs} features in all, found {', '.join(map(str, shapes)) or 'no input'}."
             )
-        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        for x in inputs[1:]:
+            if x.device != inputs[0].device:
+                raise ValueError(f"Expected inputs on one device, found {inputs[0].device} and {x.device}.")
+        concatenated = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        weight = next(self.encoder.parameters(), None) if self._own_encoder else None
+        if weight is not None:
+            check_like(concatenated, weight)
+        return concatenated
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
 
+from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
 
@@ -52,7 +53,7 @@ def make_ddpg_loss(
         :class:`~torchrl.objectives.SoftUpdate`.
 
     Raises:
-        TypeError: for modules other than a BiCNetActor and a BiCNetCritic.
+        TypeError: for modules other than a BiCNetActor and a BiCNetCritic, or an option of another type.
         ValueError: if the modules differ in group or mask, if the critic does not read the action the actor writes,
             or for a gamma outside [0, 1] or an unknown loss function.
         KeyError: in the loss's forward, if a mask is missing at ``mask_key`` or its ``("next", ...)`` twin.
@@ -83,6 +84,8 @@ def make_ddpg_loss(
             f"The critic must read the action that the actor writes at {actor.out_keys[-1]!r}, its in_keys are "
             f"{critic.in_keys}."
         )
+    check_number("gamma", gamma)
+    check_type("delay_actor", delay_actor, bool, "a bool")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
     if loss_function not in ("l1", "l2", "smooth_l1"):

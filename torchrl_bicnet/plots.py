@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchrl_bicnet.checks import check_integer, check_number, check_seed, check_type
 from torchrl_bicnet.runs import read_options
 
 # SciPy and Matplotlib, of the extra `train`, are loaded by the functions that need them: they would add half again to
@@ -70,8 +72,9 @@ def interquartile_mean(
         tuple of ndarray: interquartile mean, lower and upper end, ``(*shape)`` each; NaN where a score is not finite.
 
     Raises:
-        ValueError: if there is no stratum or one holds fewer than two runs; if ``confidence_level`` is not between 0
-            and 1 or ``n_resamples`` below 1.
+        TypeError: for strata that are no sequence of arrays, or an option of another type.
+        ValueError: if there is no stratum or one holds fewer than two runs; for strata of different shapes; if
+            ``confidence_level`` is not between 0 and 1, ``n_resamples`` below 1 or the seed outside of ``[0, 2**32)``.
 
     References: Agarwal et al., *Deep RL at the Edge of the Statistical Precipice*, 2021,
     https://arxiv.org/abs/2108.13264.
@@ -85,13 +88,19 @@ def interquartile_mean(
     """
     from scipy.stats import bootstrap, trim_mean  # type: ignore[import-untyped]
 
+    if not isinstance(strata, Sequence) or not all(isinstance(scores, np.ndarray) for scores in strata):
+        raise TypeError(f"strata must be a sequence of arrays, found {strata!r}.")
+    shapes = [scores.shape for scores in strata]
+    if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
+        raise ValueError(f"strata must be of shape (runs, *shape) with one shape, found {shapes}.")
+    check_number("confidence_level", confidence_level)
+    check_integer("n_resamples", n_resamples)
+    check_seed(seed)
     sizes = [len(scores) for scores in strata]
     if not sizes or min(sizes) < 2:
         raise ValueError(f"An interval needs at least two runs of each task, found {sizes} runs.")
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level must be between 0 and 1, found {confidence_level}.")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, found {n_resamples}.")
     valid = np.logical_and.reduce([np.isfinite(scores).all(0) for scores in strata])  # (*shape)
     finite = [np.nan_to_num(scores, posinf=0, neginf=0) for scores in strata]
 
@@ -143,6 +152,7 @@ def learning_curves(
         list of LearningCurve: in the order of the folders.
 
     Raises:
+        TypeError: for an argument of another type; one folder is no sequence of them.
         FileNotFoundError: for a folder without ``run.json``.
         ValueError: for no folder, or one that comes twice; for a ``run.json`` or CSV file that is not as it should be,
             the message names file and line; for a metric that a run does not have, the message lists those it has; for
@@ -162,6 +172,13 @@ def learning_curves(
         >>> curve.panel, curve.frames, curve.estimate
         ('navigation', array([  0, 600]), array([-5.,  1.]))
     """
+    for name, names in (("folders", folders), ("ignore", ignore)):
+        if isinstance(names, (str, os.PathLike)) or not isinstance(names, Collection):
+            raise TypeError(f"{name} must be a collection, found {names!r}.")
+    for folder in folders:
+        check_type("folders", folder, (str, os.PathLike), "paths")
+    check_type("metric", metric, str, "a string")
+    check_type("normalise", normalise, (Mapping, type(None)), "a mapping or None")
     series = _read_runs(folders, metric)
     panels: dict[str, dict[str, list[_Series]]] = {}  # panel to label to runs
     for panel in dict.fromkeys(run.panel for run in series):
@@ -191,6 +208,7 @@ def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
         Figure: of Matplotlib, outside of pyplot: ``figure.savefig("picture.png")``.
 
     Raises:
+        TypeError: for something else than curves.
         ValueError: if there is no curve.
 
     Example:
@@ -204,6 +222,8 @@ def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(curves, Sequence) or not all(isinstance(curve, LearningCurve) for curve in curves):
+        raise TypeError(f"curves must be a sequence of LearningCurve, found {curves!r}.")
     if not curves:
         raise ValueError("There is no curve to draw.")
     cells = list(dict.fromkeys((curve.metric, curve.panel) for curve in curves))
@@ -331,7 +351,12 @@ def _check_normalisation(
 ) -> None:
     if normalise.keys() != panels.keys():
         raise ValueError(f"normalise must name the panels {', '.join(panels)}, found {', '.join(normalise) or 'none'}.")
-    for panel, (zero, one) in normalise.items():
+    for panel, pair in normalise.items():
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"normalise needs two values of each panel, found {panel}: {pair!r}.")
+        zero, one = pair
+        for value in pair:
+            check_number(f"normalise[{panel!r}]", value)
         if not np.isfinite([zero, one]).all() or zero == one:
             raise ValueError(f"normalise needs two different finite values, found {panel}: {zero}, {one}.")
     labels = next(iter(panels.values())).keys()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import torch
 from torch import Tensor
 from torchrl.record.loggers import get_logger
 
+from torchrl_bicnet.checks import check_integer, check_type
+
 if find_spec("tqdm") is not None:
     from tqdm import tqdm
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 PACKAGES = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas", "numpy")
 
 
@@ -43,6 +47,8 @@ class Run:
 
     Raises:
         ModuleNotFoundError: without ``tqdm``, which the extra ``train`` installs.
+        FileNotFoundError: without the folder.
+        TypeError, ValueError: for an option of another type, ``total_frames`` below 1, or an unknown logger.
 
     Example:
         >>> import tempfile
@@ -61,7 +67,13 @@ class Run:
     ) -> None:
         if find_spec("tqdm") is None:
             raise ModuleNotFoundError("Run shows progress with tqdm: pip install tqdm.")
+        check_integer("total_frames", total_frames)
+        check_type("shown", shown, tuple, "a tuple of names")
+        if logger not in LOGGERS:
+            raise ValueError(f"logger must be one of {', '.join(LOGGERS)}, found {logger!r}.")
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"There is no run folder {folder}; Run.create makes one.")
         self.shown = shown
         kinds = dict.fromkeys(("csv", logger))
         self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
@@ -76,7 +88,9 @@ class Run:
 
         Raises:
             FileExistsError: if it exists: a run is not overwritten.
+            TypeError: for options that are no mapping.
         """
+        check_type("options", options, Mapping, "a mapping")
         folder = Path(folder)
         if folder.exists():
             raise FileExistsError(f"The run folder {folder} exists; choose another.")
@@ -101,7 +115,13 @@ class Run:
 
         Raises:
             FloatingPointError: for a metric that is not finite, before anything is written.
+            TypeError, ValueError: for frames that are no count, or a metric that is not one number.
         """
+        check_integer("frames", frames, least=0)
+        check_type("metrics", metrics, Mapping, "a mapping of name to number")
+        for name, value in metrics.items():
+            if not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)):
+                raise TypeError(f"{name} must be one number, found {value!r}.")
         check_finite(frames, metrics)
         self.bar.update(frames - self.bar.n)
         rate = self.bar.format_dict["rate"]
@@ -144,7 +164,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     try:
         options = json.loads(file.read_text())["options"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, it should be JSON with an object 'options': {error!r}.") from error
+        raise ValueError(f"{file} is damaged: {error!r}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{file} is damaged, its options should be an object, found {options!r}.")
     return options

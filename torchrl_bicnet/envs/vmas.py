@@ -8,6 +8,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Stacked, StackedComposite
 from torchrl.envs import TransformedEnv, VmasWrapper
-from torchrl.envs.utils import MarlGroupMapType, check_marl_grouping
+from torchrl.envs.utils import MarlGroupMapType
 from vmas import debug_scenarios, mpe_scenarios, scenarios
 from vmas.scenarios import load
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
+from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.episode import EpisodeTransform
 from torchrl_bicnet.envs.padding import Padding
 from torchrl_bicnet.envs.reset import reset_rows
@@ -77,9 +79,11 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1, ``pad=True`` with nothing to pad.
+        ValueError: for an unknown scenario or device, ``num_envs`` or ``max_steps`` below 1, a seed outside of
+            ``[0, 2**32)``, a ``group_map`` that does not put each agent into one group, a value that the scenario does
+            not take for an option, or ``pad=True`` with nothing to pad.
         TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
-            neither a name nor an instance.
+            neither a name nor an instance, or another argument of another type.
 
     References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
     Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.
@@ -95,18 +99,33 @@ def make_vmas_env(
         >>> team.reset()["agents", "observation"].shape  # 3 and 11 features, padded, and a one-hot of 2 kinds
         torch.Size([32, 2, 13])
     """
-    for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}.")
+    check_integer("num_envs", num_envs)
+    if max_steps is not None:
+        check_integer("max_steps", max_steps)
+    check_device(device)
+    if seed is not None:
+        check_seed(seed)
+    check_type("pad", pad, bool, "a bool")
+    check_type("check_actions", check_actions, bool, "a bool")
     environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
+    if group_map is not None and not isinstance(group_map, MarlGroupMapType):
+        _check_groups(group_map, [agent.name for agent in environment.agents])
     if pad:
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
         names = [agent.name for agent in environment.agents]
         groups = group_map.get_group_map(names) if isinstance(group_map, MarlGroupMapType) else group_map
-        check_marl_grouping(groups, names)
         environment.padding = Padding(environment, groups)
     base_env = _VmasWrapper(environment, group_map=group_map)
     return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
+
+
+def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:
+    if not isinstance(group_map, dict) or not all(
+        isinstance(group, str) and isinstance(agents, list) for group, agents in group_map.items()
+    ):
+        raise TypeError(f"group_map must be a dict of group name to a list of its agents, found {group_map!r}.")
+    if not all(group_map.values()) or sorted(map(str, chain(*group_map.values()))) != sorted(names):
+        raise ValueError(f"group_map must put each of {', '.join(names)} into one group, found {group_map}.")
 
 
 def _build(
@@ -137,6 +156,10 @@ def _build(
             if not re.match(unused, str(warning)):
                 raise
             wrong = [option for option in options if repr(option) in str(warning)]
+        except Exception as error:
+            if not options:
+                raise
+            raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
     known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"
     raise TypeError(f"Scenario {name!r} has no option {', '.join(wrong)}; it has {known}.")
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv, VmasWrapper
 from vmas.simulator.environment import Environment
 
+from torchrl_bicnet.checks import check_type
 from torchrl_bicnet.envs.walk import SCALARS, Walk, fill, name_of, walk
 
 MADE_BY = "made by"
@@ -91,7 +92,7 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
     Raises:
         ValueError: if the snapshot is of another environment or damaged; the message says what differs. The
             environment is unchanged then.
-        TypeError: as :func:`snapshot`.
+        TypeError: as :func:`snapshot`, or for something else than a snapshot.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env, restore, snapshot
@@ -103,6 +104,9 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
         ValueError: The snapshot is of another environment: num_envs is 4 in the snapshot and 8 here.
     """
     environment = environment_of(env)
+    check_type("snapshot", snapshot, WorldSnapshot, "a WorldSnapshot")
+    check_type("snapshot.plain", snapshot.plain, dict, "a dict")
+    check_type("snapshot.tensors", snapshot.tensors, TensorDictBase, "a TensorDict")
     expected, found = snapshot.plain.get(MADE_BY), _made_by(environment)
     if not isinstance(expected, dict):
         raise ValueError(f"Not a snapshot of a world: expected what made it under {MADE_BY!r}, found {expected!r}.")
@@ -132,6 +136,10 @@ def environment_of(env: EnvBase) -> Environment:
     if not isinstance(env, VmasWrapper) or not hasattr(env._env, "random_stream"):
         raise TypeError(f"Expected an environment made by make_vmas_env, found {type(env).__name__}.")
     return env._env
+
+
+def _like(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _made_by(environment: Environment) -> dict[str, Any]:
@@ -180,23 +188,24 @@ class _Encoder:
             device = {} if first.device.type == self.environment.device.type else {"device": first.device.type}
             if len(users) == 1 and first.is_contiguous() and first.numel() * first.itemsize == n_bytes:
                 self.tensors[key] = first.detach().clone()
-                self.references[id(first)] = {"tensor": key, **device}
+                self.references[id(first)] = {"tensor": key, "like": _like(self.tensors[key]), **device}
                 continue
             # Strides are kept, since sums over other strides round otherwise, and memory that tensors share is copied
             # once, as the flat piece that all of them look at.
             same = len({tensor.dtype for _, tensor in users}) == 1 and n_bytes % first.itemsize == 0
             flat = torch.empty(0, dtype=first.dtype if same else torch.uint8, device=first.device)
             self.tensors[key] = flat.set_(first.untyped_storage(), 0, (n_bytes // flat.itemsize,), (1,)).clone()
+            like = _like(self.tensors[key])
             for path, tensor in users:
                 view = [str(tensor.dtype), list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
-                self.references[id(tensor)] = {"tensor": key, "view": view, "at": path, **device}
+                self.references[id(tensor)] = {"tensor": key, "view": view, "like": like, "at": path, **device}
 
     def _copy_arrays(self) -> None:
         for identity, (path, array) in self.found.arrays.items():
             if array.dtype.kind not in "biufc":
                 raise TypeError(f"Cannot save the array {path}: expected numbers, found dtype {array.dtype}.")
             self.tensors[path] = torch.from_numpy(array.copy())
-            self.references[identity] = {"array": path}
+            self.references[identity] = {"array": path, "like": _like(self.tensors[path])}
 
     def _encode_contents(self, thing: Any, contents: dict[Any, Any] | list[Any]) -> dict[str, Any]:
         encode = self._encode
@@ -244,6 +253,10 @@ class _Decoder:
     def contents(self) -> list[tuple[Any, Any]]:
         """Each thing of the snapshot, and what it is to hold."""
         plain = {path: held for path, held in self.snapshot.plain.items() if path != MADE_BY}
+        # Nothing refers to these; all else that is missing is missed by what holds it.
+        missing = [root for root in ("world", "scenario", "environment") if root not in plain]
+        if missing:
+            raise ValueError(f"The snapshot is damaged: it lacks {', '.join(missing)}.")
         path, contents = "", []
         try:
             for path, held in plain.items():
@@ -283,7 +296,7 @@ class _Decoder:
         if "array" in value:
             key = value["array"]
             if key not in self.arrays:
-                self.arrays[key] = self._copy(key).numpy()
+                self.arrays[key] = self._copy(key, value["like"]).numpy()
             return self.arrays[key]
         if "number" in value:
             return np.dtype(value["dtype"]).type(value["number"])
@@ -294,7 +307,7 @@ class _Decoder:
         if name not in self.tensors:
             key = reference["tensor"]
             if key not in self.memory:
-                self.memory[key] = self._copy(key).to(reference.get("device", self.device))
+                self.memory[key] = self._copy(key, reference["like"]).to(reference.get("device", self.device))
             tensor = self.memory[key]
             if "view" in reference:
                 dtype, *geometry = reference["view"]
@@ -310,6 +323,9 @@ class _Decoder:
             raise LookupError(f"found {len(candidates)} of {name} and none at {path}")
         return next(iter(candidates.values()))
 
-    def _copy(self, key: str) -> Tensor:
+    def _copy(self, key: str, like: str) -> Tensor:
         # Loaded from files they are tensors of a kind of their own.
-        return self.snapshot.tensors[key].as_subclass(Tensor).clone()
+        tensor = self.snapshot.tensors[key].as_subclass(Tensor)
+        if _like(tensor) != like:
+            raise ValueError(f"expected {like} at {key}, found {_like(tensor)}")
+        return tensor.clone()
