@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,7 @@ from torchrl_bicnet import (  # noqa: E402
     save_film,
     visited_states,
 )
+from torchrl_bicnet.checks import check_device  # noqa: E402
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Arguments:
     episodes: int = 1000
     """episodes of the evaluation"""
     seed: int = TEST_SEED
-    """of the start states; the default gives those of the test at the end of training"""
+    """of the start states; with as many episodes as the test at the end of training, the default gives the same"""
     device: str = "cpu"
     """where to simulate and to act: cpu, cuda, cuda:1, ..."""
 
@@ -95,8 +97,9 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"film must be the name of a .gif or an .mp4, found {arguments.film!r}.")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", arguments.device):
         raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {arguments.device!r}.")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={arguments.device} was asked for, but torch finds no CUDA device.")
+    check_device(arguments.device)
+    if arguments.film.endswith(".mp4") and find_spec("av") is None:
+        raise ValueError("A film as .mp4 needs PyAV: pip install av.")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"output must be a folder, found the file {arguments.output}.")
 
@@ -196,5 +199,5 @@ if __name__ == "__main__":
     try:
         check(chosen)
         main(chosen)
-    except (ValueError, OSError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")

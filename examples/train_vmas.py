@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ from torchrl_bicnet import (
     make_vmas_env,
     plot_learning_curves,
 )
+from torchrl_bicnet.checks import check_device
 from torchrl_bicnet.runs import check_finite, read_options, stop_signals, write_whole
 
 # Metrics whose last values stand beside the progress bar.
@@ -188,7 +190,7 @@ class Learner:
 
 
 def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dict[str, list[float]]:
-    """Train in a run folder, from the start or from a checkpoint; returns what :func:`test` finds before and after."""
+    """Train in a run folder, from the start or from a checkpoint; returns the test episodes' returns."""
     torch.manual_seed(options.seed)
 
     env = make_env(options, options.num_envs, options.seed)
@@ -232,13 +234,13 @@ def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dic
     def evaluation(env: EnvBase, seed: int) -> Evaluation:
         return evaluate(env, policy, max_steps=options.max_steps, seed=seed)
 
-    first = 0 if checkpoint is None else checkpoints.resume(checkpoint)
-    run.rewind(first)
-    if first == 0:
-        tests |= team_returns("before", evaluation(test_env, TEST_SEED))
-        run.log(0, evaluation(eval_env, EVAL_SEED).summary())
-
     with stop_signals() as stop, closing(run):
+        first = 0 if checkpoint is None else checkpoints.resume(checkpoint)
+        run.rewind(first)
+        if first == 0:
+            tests |= team_returns("before", evaluation(test_env, TEST_SEED))
+            run.log(0, evaluation(eval_env, EVAL_SEED).summary())
+
         for step, batch in enumerate(collector, start=first // options.frames_per_batch + 1):
             frames = step * options.frames_per_batch
             replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
@@ -254,8 +256,9 @@ def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dic
             check_finite(frames, parameters(actors, critics))
             if due(options.eval_interval, frames, options):
                 metrics |= evaluation(eval_env, EVAL_SEED).summary()
-                checkpoints.save_best(frames, score(metrics))
             run.log(frames, metrics)
+            if due(options.eval_interval, frames, options):
+                checkpoints.save_best(frames, score(metrics))
             if stop or frames == options.total_frames or due(options.checkpoint_interval, frames, options):
                 checkpoints.save(frames)
             if stop:
@@ -302,8 +305,7 @@ def check(options: Options) -> None:
         raise ValueError(f"seed must not be negative and below 2**32, found {options.seed}.")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
         raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {options.device!r}.")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
+    check_device(options.device)
     for name, kind in get_type_hints(Options).items():
         if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
             raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, found {getattr(options, name)!r}.")
@@ -370,6 +372,7 @@ def load_run(
 ) -> tuple[Options, TensorDictSequential]:
     """Options and trained actors of a run folder, one actor per group, from its last or its best checkpoint."""
     options = replace(run_options(folder), device=device)
+    check(options)
     actors, critics = make_modules(options, make_env(options, 1, seed=0))
     checkpoints = Checkpoints(folder / "checkpoints", networks(actors, critics))
     path = checkpoints.best() if which == "best" else checkpoints.latest()
@@ -402,7 +405,9 @@ def find_checkpoint(resume: Path, options: Options) -> tuple[Path, Path | None]:
         raise ValueError(
             f"A resumed run keeps the options in its run.json; found {', '.join(changed)} beside --resume {resume}."
         )
-    folder = resume.parent.parent if resume.is_file() else resume
+    folder = resume.absolute().parent.parent if resume.is_file() else resume
+    if folder.name == "checkpoints":
+        raise ValueError(f"{resume} holds the best networks, not what a training goes on from: resume {folder.parent}.")
     read_options(folder)
     return folder, resume if resume.is_file() else Checkpoints(folder / "checkpoints", {}).latest()
 
@@ -433,7 +438,8 @@ class Arguments(Options):
 
 def how_to_go_on(folder: Path) -> str:
     last = Checkpoints(folder / "checkpoints", {}).latest()
-    return f"The last checkpoint is {last}. Go on: python {os.path.relpath(__file__)} --resume {folder}"
+    command = shlex.join(["python", os.path.relpath(__file__), "--resume", str(folder)])
+    return f"The last checkpoint is {last}. Go on: {command}" if last else f"There is no checkpoint. Start: {command}"
 
 
 def main(arguments: Arguments) -> None:

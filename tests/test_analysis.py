@@ -45,7 +45,7 @@ class TestATrainedTeam:
         returns = {label: e.summary()["evaluation_return"] for label, e in value.changed.items()}
         assert value.intact.summary()["evaluation_return"] > -0.05 * BLIND_COST
         assert returns["cut"] < -BLIND_COST
-        loss = value.losses()["cut"]
+        loss = value.differences()["cut"]
         assert loss["evaluation_return_difference"] < -20 * loss["evaluation_return_difference_stderr"]
         # Half of the links lost, half of the bits gone, half of the team unheard: in between, and in order.
         assert returns["drop 10%"] > returns["drop 25%"] > returns["drop 50%"]

@@ -1,6 +1,7 @@
 """Checkpoints: whole or refused, nothing runs from them, and a run goes on from them as if it had never stopped."""
 
 import errno
+import json
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import NonTensorData, TensorDict
 from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -20,7 +22,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from examples import train_vmas
 from examples.train_vmas import Arguments, load_run
 from tests.test_examples import QUICK
-from torchrl_bicnet import BiCNetActor, Checkpoints, CollectorState, make_vmas_env
+from torchrl_bicnet import BiCNetActor, Checkpoints, CollectorState, Run, make_vmas_env
 
 
 def make_parts():
@@ -180,6 +182,48 @@ def test_a_planted_pickle_does_not_run(tmp_path, checkpoints, place):
     with pytest.raises(CheckpointError, match=f"holds components/{place}, .* Nothing of it was loaded"):
         checkpoints.load(checkpoints.latest())
     assert not witness.exists()
+
+
+def test_json_cannot_name_a_method_that_unpickles(tmp_path):
+    """tensordict has lazy classes whose description in JSON is a call; one can load a pickle that lies elsewhere."""
+    witness, elsewhere = tmp_path / "it_ran", tmp_path / "pictures"
+    TensorDict({"a": NonTensorData(Payload(witness))}).memmap(elsewhere)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"net": torch.nn.Linear(2, 1)})
+    path = checkpoints.save(1)
+    call = {
+        "_type": "<class 'tensordict._lazy._CustomOpTensorDict'>",
+        "custom_op": "load_memmap",
+        "inv_op": None,
+        "custom_op_kwargs": {"prefix": str(elsewhere), "allow_pickle": True},
+        "inv_op_kwargs": {},
+    }
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    (meta,) = [name for name in contents if name.endswith("state/meta.json")]
+    source = {meta.replace("meta.json", "_source/meta.json"): b"{}"}
+    for planted in ({meta: json.dumps(call)}, source):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (contents | planted).items():
+                archive.writestr(name, content)
+        with pytest.raises(CheckpointError, match="Nothing of it was loaded"):
+            checkpoints.load(path)
+    assert not witness.exists()
+
+
+def test_metrics_cannot_lead_out_of_the_run_folder(tmp_path):
+    run = Run(Run.create(tmp_path / "run", {}), total_frames=9)
+    for metrics, said in (
+        ({"../escaped": [[1, 2.0]]}, "a metric called '../escaped'"),
+        ({"/tmp/escaped": [[1, 2.0]]}, "a metric called '/tmp/escaped'"),
+        ({"loss": [[1, "x,y"]]}, "metric loss should be rows"),
+        ({"loss": 3}, "metric loss should be rows"),
+    ):
+        run.metrics.clear()
+        run.metrics.update(metrics)
+        with pytest.raises(CheckpointError, match=said):
+            run.rewind(1)
+    run.close()
+    assert {path.name for path in tmp_path.rglob("*")} == {"run", "run.json", "scalars"}
 
 
 def test_a_full_disk_leaves_the_previous_one(checkpoints, monkeypatch):

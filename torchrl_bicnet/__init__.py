@@ -27,7 +27,7 @@ from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
 from torchrl_bicnet.rendering import record, render, save_film
-from torchrl_bicnet.runs import Run
+from torchrl_bicnet.runs import Run, read_options
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ __all__ = [
     "plot_influence",
     "plot_learning_curves",
     "plot_order_sensitivity",
+    "read_options",
     "record",
     "render",
     "reorder",

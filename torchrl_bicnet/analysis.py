@@ -92,7 +92,7 @@ class ChannelValue:
         >>> import torch
         >>> from torchrl_bicnet import Evaluation
         >>> intact, cut = (Evaluation({"agents": torch.full((9, 2), x)}, torch.ones(9), seed=0) for x in (4.0, 1.0))
-        >>> ChannelValue(intact, {"cut": cut}).losses()["cut"]["evaluation_return_difference"]
+        >>> ChannelValue(intact, {"cut": cut}).differences()["cut"]["evaluation_return_difference"]
         -3.0
     """
 
@@ -105,7 +105,7 @@ class ChannelValue:
         for label, evaluation in self.changed.items():
             check_type(f"changed[{label!r}]", evaluation, Evaluation, "an Evaluation")
 
-    def losses(self) -> dict[str, dict[str, float]]:
+    def differences(self) -> dict[str, dict[str, float]]:
         """Label to how much more than intact it returns: :func:`~torchrl_bicnet.paired_difference`."""
         return {label: paired_difference(evaluation, self.intact) for label, evaluation in self.changed.items()}
 
@@ -146,7 +146,7 @@ def channel_value(
         >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
         >>> channels = {"cut": Channel(window=0), "range 0.5": Channel(radius=0.5, positions=(0, 1))}
         >>> value = channel_value(env, BiCNetActor.from_env(env), channels, max_steps=5, seed=0)
-        >>> list(value.losses())
+        >>> list(value.differences())
         ['cut', 'range 0.5']
     """
     check_type("channels", channels, Mapping, "a mapping of label to Channel")

@@ -10,22 +10,31 @@ import re
 import shutil
 import zipfile
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation, StateDictCheckpointAdapter
+from torchrl.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointRotation,
+    JSONCheckpointAdapter,
+    StateDictCheckpointAdapter,
+)
 from torchrl.collectors import Collector
-from torchrl.data import ReplayBuffer
 
 from torchrl_bicnet.checks import check_device, check_integer, check_number, check_type
 from torchrl_bicnet.envs import WorldSnapshot, restore, snapshot
 from torchrl_bicnet.envs.world import environment_of
 
-# What TorchRL and tensordict write for tensors and plain values. All else they might unpickle.
-SAFE_SUFFIXES = (".json", ".memmap")
+# All that a checkpoint of ours is made of. TorchRL and tensordict would unpickle other files, and let JSON name classes
+# and methods to call: so tensors come from plain tensordicts alone.
+_MEMBERS = re.compile(
+    r"manifest\.json|components/[^/]+/(value\.json|state\.json|state/meta\.json|state/tensor_\d{8}\.memmap)"
+)
+_PLAIN_TENSORDICT = "<class 'tensordict._td.TensorDict'>"
 
 
 def verify_checkpoint(path: Path | str) -> None:
@@ -36,8 +45,8 @@ def verify_checkpoint(path: Path | str) -> None:
 
     Raises:
         CheckpointError: for a file that is missing, truncated, changed (each part has a checksum) or something else
-            than such an archive; for any part that is not JSON or a memory-mapped tensor, since TorchRL would unpickle
-            it, which runs code.
+            than such an archive; for any part that is not plain JSON or a memory-mapped tensor, since loading it could
+            run code.
         TypeError: for something else than a path.
 
     Example:
@@ -58,14 +67,19 @@ def verify_checkpoint(path: Path | str) -> None:
         raise CheckpointError(f"{path} is not a checkpoint: expected a file that Checkpoints wrote.")
     try:
         with zipfile.ZipFile(path) as archive:
-            foreign = [name for name in archive.namelist() if PurePosixPath(name).suffix not in SAFE_SUFFIXES]
+            foreign = [name for name in archive.namelist() if not _MEMBERS.fullmatch(name)]
             damaged = None if foreign else archive.testzip()
+            foreign += [
+                name
+                for name in ([] if foreign or damaged else archive.namelist())
+                if name.endswith("/state/meta.json") and not _is_plain(json.loads(archive.read(name)))
+            ]
     except Exception as error:  # a flipped bit may send zipfile anywhere
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
     if foreign:
         raise CheckpointError(
-            f"{path} holds {foreign[0]}, which is neither JSON nor a tensor. Nothing of it was loaded: such a file can "
-            "run code."
+            f"{path} holds {foreign[0]}, which is neither plain JSON nor a tensor. Nothing of it was loaded: such a "
+            "file can run code."
         )
     if damaged is not None:
         raise CheckpointError(f"{path} is not a whole checkpoint: {damaged} has changed since it was written.")
@@ -75,6 +89,12 @@ def verify_checkpoint(path: Path | str) -> None:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error!r}") from error
     if not isinstance(components, dict):
         raise CheckpointError(f"{path} is not a whole checkpoint: its components are {components!r}.")
+
+
+def _is_plain(meta: Any) -> bool:
+    """Whether tensordict would make a plain tensordict of tensors from this description, and call nothing."""
+    entries = [entry for entry in meta.values() if isinstance(entry, dict)]
+    return meta.get("_type") == _PLAIN_TENSORDICT and not any("type" in entry for entry in entries)
 
 
 class Checkpoints:
@@ -87,7 +107,7 @@ class Checkpoints:
     Args:
         folder (Path or str): where the checkpoints go, ``checkpoint-STEP.torchrl``, the best one in ``best``.
         components (dict): name to what is saved and restored: anything with ``state_dict`` and ``load_state_dict``, a
-            :class:`~torchrl.data.ReplayBuffer`, a dictionary or list of JSON values.
+            dictionary or list of JSON values.
 
     Keyword Args:
         keep_last (int): checkpoints to keep beside the best. Defaults to 2.
@@ -140,9 +160,11 @@ class Checkpoints:
         self.components = components
         self.best_components = list(best_components)
         self.saved_components = [name for name in components if name not in leave_out]
-        self._checkpoint = Checkpoint(format="archive", **components)
-        # A replay buffer's own dump() pickles; its state dict needs no pickle.
-        self._checkpoint.register_adapter(ReplayBuffer, StateDictCheckpointAdapter())
+        self._checkpoint = Checkpoint(format="archive")
+        for name, component in components.items():
+            # Not dump() and load(), which TorchRL would prefer: those of a replay buffer pickle.
+            adapter = StateDictCheckpointAdapter() if hasattr(component, "state_dict") else JSONCheckpointAdapter()
+            self._checkpoint.register(name, component, adapter=adapter)
         self._last = CheckpointRotation(self.folder, keep_last=keep_last)
         self._best = CheckpointRotation(self.folder / "best", keep_last=1, keep_best=("metric", "max"))
 
@@ -154,8 +176,11 @@ class Checkpoints:
             TypeError, ValueError: for a step that is no integer, or negative.
         """
         check_integer("step", step, least=0)
-        self._make_space()
-        return self._last.save(self._checkpoint, step=step, components=self.saved_components)
+        self._make_space(self.saved_components)
+        path = self._last.save(self._checkpoint, step=step, components=self.saved_components)
+        for discarded in self.folder.rglob("*.discarded"):
+            discarded.unlink()
+        return path
 
     def save_best(self, step: int, metric: float) -> Path:
         """Write ``best_components`` if ``metric`` is above that of the best so far; returns the best one's path.
@@ -168,9 +193,9 @@ class Checkpoints:
         check_number("metric", metric)
         if math.isnan(metric):
             raise ValueError(f"metric must be a number to compare, found {metric}.")
-        self._make_space()
         best = self.best()
         if best is None or metric > Checkpoint.manifest(best)["metadata"]["metric"]:
+            self._make_space(self.best_components)
             best = self._best.save(
                 self._checkpoint, step=step, components=self.best_components, metadata={"metric": metric}
             )
@@ -221,22 +246,29 @@ class Checkpoints:
 
     def _load(self, path: Path, names: set[str], map_location: torch.device | str | None) -> None:
         try:
-            self._checkpoint.load(path, components=names, map_location=map_location)
+            values = self._checkpoint.load(path, components=names, map_location=map_location).values
+            for name, value in values.items():
+                if value is not self.components[name]:
+                    raise ValueError(f"{name} is of type {type(value).__name__}.")
         except Exception as error:  # whatever a component makes of the state of another one
             raise CheckpointError(f"{path} is not a checkpoint of these components: {error}") from error
 
     def resume(self, path: Path) -> int:
-        """:meth:`load`, for a run that goes on from here: newer checkpoints are set aside, renamed ``*.discarded``."""
+        """:meth:`load`, for a run that goes on from here.
+
+        Newer checkpoints, the best among them, are of a future that may not come: they are set aside, renamed to
+        ``*.discarded``, and removed by the next :meth:`save`.
+        """
         step = self.load(path)
-        for newer in self._paths():
-            if newer.name > path.name:
+        for newer in [*self._paths(), *self._best.directory.glob("checkpoint-*.torchrl")]:
+            if newer.name > Path(path).name:
                 os.replace(newer, newer.with_suffix(".discarded"))
         return step
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.torchrl"))
 
-    def _make_space(self) -> None:
+    def _make_space(self, names: Collection[str]) -> None:
         """Remove what an interrupted write left, and see whether there is room for another.
 
         Writing to a memory map on a full disk would end the process by a signal. The parts are written side by side
@@ -244,7 +276,7 @@ class Checkpoints:
         """
         for leftover in [*self.folder.glob(".checkpoint-*"), *self.folder.glob("best/.checkpoint-*")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        saved = [self.components[name] for name in self.saved_components]
+        saved = [self.components[name] for name in names]
         states = [component.state_dict() if hasattr(component, "state_dict") else component for component in saved]
         needed = 2 * _stored_bytes(states) + 2**24
         self.folder.mkdir(parents=True, exist_ok=True)

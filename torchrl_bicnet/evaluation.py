@@ -109,7 +109,8 @@ def evaluate(
     It disturbs nothing: the policy acts in eval mode and gets back the mode of each of its modules, so no statistics
     of a batch norm move; what it draws (dropout, sampling) comes from a random stream of the evaluation's own, on
     CPU and CUDA; the environments of :func:`~torchrl_bicnet.make_vmas_env` have streams of their own too. Only
-    TorchRL's plain ``VmasEnv`` shares one stream with every other in the process.
+    TorchRL's plain ``VmasEnv`` shares one stream with every other in the process. It knows no masks: rewards of absent
+    agents count as the environment gives them.
 
     Args:
         env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` with a root ``done`` that writes

@@ -248,4 +248,8 @@ def _nets(policy: nn.Module) -> list[BiCNet]:
     nets = [module for module in policy.modules() if isinstance(module, BiCNet)]
     if not nets:
         raise ValueError(f"Expected a policy that holds a BiCNet, found {type(policy).__name__} without any.")
+    for net in nets:
+        # One would see what the other has moved or put back.
+        if any(hook.__module__ == __name__ for hook in net.communication._forward_hooks.values()):
+            raise ValueError("One intervene or reorder at a time, found another one around this one.")
     return nets

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Real
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchrl.checkpoint import CheckpointError
 from torchrl.record.loggers import get_logger
 
 from torchrl_bicnet.checks import check_integer, check_type
@@ -35,7 +37,7 @@ class Run:
 
     The folder holds ``run.json`` (options, versions, machine, date and git commit) and ``scalars/NAME.csv``, rows of
     ``frames,value``, by TorchRL's :class:`~torchrl.record.loggers.csv.CSVLogger`. TensorBoard or W&B get the metrics
-    too if asked for.
+    too if asked for; of a resumed run they get those after the checkpoint a second time, the CSV files do not.
 
     Args:
         folder (Path or str): an existing folder, made by :meth:`create`.
@@ -78,7 +80,8 @@ class Run:
         kinds = dict.fromkeys(("csv", logger))
         self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
         for unused in ("texts", "videos"):
-            (self.folder / unused).rmdir()
+            with suppress(OSError):  # not empty
+                (self.folder / unused).rmdir()
         self.bar = tqdm(total=total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
         self._last_values: dict[str, str] = {}
 
@@ -101,8 +104,10 @@ class Run:
             "date": time.strftime("%Y-%m-%d"),
             "commit": _commit(),
         }
-        folder.mkdir(parents=True)
-        write_whole(folder / "run.json", json.dumps(about, indent=2, default=str) + "\n")
+        part = folder.with_name(f".{folder.name}.part")  # there whole, with its run.json, or not at all
+        part.mkdir(parents=True, exist_ok=True)
+        write_whole(part / "run.json", json.dumps(about, indent=2, default=str) + "\n")
+        os.rename(part, folder)
         return folder
 
     @property
@@ -135,7 +140,17 @@ class Run:
         self.bar.set_postfix(self._last_values)
 
     def rewind(self, frames: int) -> None:
-        """Go on from a checkpoint that restored :attr:`metrics`: the CSV files are written anew from them."""
+        """Go on from a checkpoint that restored :attr:`metrics`: the CSV files are written anew from them.
+
+        Raises:
+            CheckpointError: for metrics that are no rows of frames and value, or whose names lead out of the folder,
+                before anything is written.
+        """
+        for name, rows in self.metrics.items():
+            if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+                raise CheckpointError(f"The checkpoint is damaged: it has a metric called {name!r}.")
+            if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
+                raise CheckpointError(f"The checkpoint is damaged: metric {name} should be rows of frames and value.")
         folder = self.folder / "scalars"
         for file in folder.rglob("*.csv"):
             file.unlink()
@@ -151,12 +166,27 @@ class Run:
         self.bar.close()
 
 
+def _is_row(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 2 and type(row[0]) is int and type(row[1]) is float
+
+
 def read_options(folder: Path | str) -> dict[str, Any]:
     """The options in a run folder's ``run.json``.
+
+    Args:
+        folder (Path or str): made by :meth:`Run.create`, as ``examples/train_vmas.py`` does.
+
+    Returns:
+        dict: name to value, as JSON has it.
 
     Raises:
         FileNotFoundError: without such a file.
         ValueError: if it is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
+        {'scenario': 'navigation'}
     """
     file = Path(folder) / "run.json"
     if not file.is_file():
