@@ -60,7 +60,11 @@ def assert_plays_like_vmas(scenario, steps, reset_every, num_envs=32, **options)
 
 @pytest.mark.parametrize(
     ("scenario", "options"),
-    [*NAMED.items(), ("discovery", {"use_agent_lidar": True}), ("flocking", {}), ("joint_passage_size", {})],
+    [
+        *NAMED.items(),
+        ("discovery", {"use_agent_lidar": True}),
+        *((name, {}) for name in ("flocking", "joint_passage_size", "kinematic_bicycle")),
+    ],
 )
 def test_a_step_is_that_of_vmas_to_the_bit(scenario, options):
     assert_plays_like_vmas(scenario, steps=20, reset_every=12, **options)
