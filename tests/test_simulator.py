@@ -224,6 +224,53 @@ def test_sensing_follows_what_is_written_to_a_position():
         ))  # fmt: skip
 
 
+def test_closest_points_follow_what_is_written_to_a_position():
+    """Of a line and a box, and of a sphere and a box: computed for the rewards, and again for the next step."""
+    env, stock = make_vmas_env("balance", 32).base_env._env, vmas.make_env("balance", 32)
+    env.seed(0), stock.seed(0)
+    env.reset(), stock.reset()
+    for write in (
+        lambda scenario: None,
+        lambda scenario: scenario.line.state.pos.sub_(0.3),  # in place
+        lambda scenario: scenario.package.set_pos(scenario.package.state.pos - 0.2, None),  # a new tensor
+        lambda scenario: scenario.floor.set_rot(torch.full((32, 1), 0.1), None),
+    ):
+        for _ in range(2):
+            actions = stock.get_random_actions()
+            assert_same_bits(env.step([a.clone() for a in actions]), stock.step(actions))
+        for simulator in (env, stock):
+            write(simulator.scenario)
+            simulator.scenario.compute_on_the_ground()
+        assert_same_bits([env.scenario.on_the_ground], [stock.scenario.on_the_ground])
+        for a, b in itertools.combinations(["floor", "line", "package"], 2):
+            distances = [s.world.get_distance(getattr(s, a), getattr(s, b)) for s in (env.scenario, stock.scenario)]
+            assert_same_bits(*([d] for d in distances))
+
+
+@pytest.mark.parametrize("scenario", ["navigation", "balance"])
+def test_inference_mode_changes_nothing(scenario):
+    def play(mode):
+        env = make_vmas_env(scenario, 4, max_steps=3, seed=0)
+        env.set_seed(0), torch.manual_seed(0)
+        with mode:
+            return env.rollout(6, break_when_any_done=False)
+
+    assert (play(torch.inference_mode()) == play(torch.no_grad())).all()
+
+
+def test_what_is_computed_without_gradients_is_computed_again_with_them():
+    env = make_vmas_env("balance", 4)
+    env.rollout(2)
+    world = env.base_env._env.world
+    line, floor = (entity for entity in world.landmarks if entity.name in ("line", "floor"))
+    line.state.pos = line.state.pos.clone().requires_grad_()
+    with torch.no_grad():
+        without = world.get_distance(line, floor)
+    distance = world.get_distance(line, floor)
+    assert torch.equal(distance, without)
+    assert distance.requires_grad
+
+
 class TestEpisode:
     @pytest.mark.parametrize("options", [{}, {"group_map": {"two": ["agent_0", "agent_1"], "one": ["agent_2"]}}])
     def test_the_transforms_written_as_one_are_torchrls(self, options):

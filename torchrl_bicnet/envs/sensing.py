@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 import torch
@@ -10,6 +11,7 @@ from vmas.simulator.core import Entity, Sphere, World
 from vmas.simulator.sensors import Lidar
 
 from torchrl_bicnet.envs.constants import column, indices
+from torchrl_bicnet.envs.contacts import KINDS, facing_points
 
 
 class Sensing:
@@ -20,23 +22,28 @@ class Sensing:
 
     def __init__(self) -> None:
         self._state: list[tuple[Entity, Tensor, int]] = []
+        self._mode: tuple[bool, bool] | None = None
         self._pairs: dict[tuple[Entity, Entity], int] = {}
         self._distances: tuple[Tensor, ...] | None = None
         self._near: tuple[Tensor, ...] = ()
         self._measured: dict[Lidar, Tensor] = {}
+        self._groups: dict[tuple[int, int], tuple[tuple[Entity, Entity], ...]] = {}
+        self._facing: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     @classmethod
     def of(cls, world: World) -> Sensing:
         sensing = _sensing.get(world)
         if sensing is None:
             sensing = _sensing[world] = cls()
-        if not sensing._holds(world.entities):
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if sensing._mode != mode or not sensing._holds(world.entities):
+            sensing._mode = mode
             sensing._state = [
-                (entity, tensor, tensor._version)
+                (entity, tensor, version_of(tensor))
                 for entity in world.entities
                 for tensor in (entity.state.pos, entity.state.rot)
             ]
-            sensing._distances, sensing._measured = None, {}
+            sensing._distances, sensing._measured, sensing._facing = None, {}, {}
         return sensing
 
     def _holds(self, entities: list[Entity]) -> bool:
@@ -47,7 +54,7 @@ class Sensing:
             state = entity._state
             for tensor in (state._pos, state._rot):
                 of, old, version = next(found)
-                if of is not entity or tensor is not old or tensor._version != version:
+                if of is not entity or tensor is not old or version_of(tensor) != version:
                     return False
         return True
 
@@ -72,6 +79,21 @@ class Sensing:
             self._near = (distances <= column(reach, pos.device)).any(1).unbind()
         return self._distances[row], self._near[row]
 
+    def facing(self, kinds: tuple[int, int], pairs: tuple[tuple[Entity, Entity], ...]) -> tuple[Tensor, ...]:
+        """Their closest points, asked for by a reward and, in the same state of the world, by the next step."""
+        if kinds not in self._facing or self._groups[kinds] != pairs:
+            self._groups[kinds] = pairs
+            self._facing[kinds] = facing_points(kinds, pairs)
+        return self._facing[kinds]
+
+    def points(self, a: Entity, b: Entity) -> tuple[Tensor, ...] | None:
+        """The rows of :meth:`facing` of one pair, ``(B, 2)``; ``None`` if it was not among those asked for last."""
+        kinds = KINDS[type(a.shape)], KINDS[type(b.shape)]
+        pairs = self._groups.get(kinds, ())
+        if (a, b) not in pairs:
+            return None
+        return tuple(points[pairs.index((a, b))] for points in self.facing(kinds, pairs))
+
     def measure(self, lidar: Lidar, world: World) -> Tensor | None:
         """What a lidar measures, ``(B, n_rays)``; ``None`` where it meets anything but spheres."""
         if lidar not in self._measured:
@@ -88,6 +110,11 @@ class Sensing:
             group = {other: targets for other, targets in group.items() if len(targets) == len(group[lidar])}
             self._measured.update(zip(group, _cast(group, world)))
         return self._measured[lidar]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was written to. Of tensors made in inference mode it is not counted: always another one."""
+    return next(_uncounted) if tensor.is_inference() else tensor._version
 
 
 def _spheres_met(lidar: Lidar, world: World) -> list[Entity]:
@@ -131,4 +158,5 @@ def _norm(vector: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vector.movedim(0, -1).contiguous(), dim=-1)
 
 
+_uncounted = itertools.count(-1, -1)
 _sensing: weakref.WeakKeyDictionary[World, Sensing] = weakref.WeakKeyDictionary()
