@@ -1,3 +1,4 @@
+import copy
 import itertools
 from collections import Counter
 
@@ -9,6 +10,7 @@ from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter,
 from vmas.simulator import core, physics, sensors
 from vmas.simulator.environment import Environment
 
+from tests.guess_the_sum import GuessTheSum
 from torchrl_bicnet import make_vmas_env
 from torchrl_bicnet.envs import geometry
 
@@ -250,12 +252,29 @@ def test_closest_points_follow_what_is_written_to_a_position():
 @pytest.mark.parametrize("scenario", ["navigation", "balance"])
 def test_inference_mode_changes_nothing(scenario):
     def play(mode):
-        env = make_vmas_env(scenario, 4, max_steps=3, seed=0)
-        env.set_seed(0), torch.manual_seed(0)
         with mode:
+            env = make_vmas_env(scenario, 4, max_steps=3, seed=0)
+            env.set_seed(0), torch.manual_seed(0)
             return env.rollout(6, break_when_any_done=False)
 
     assert (play(torch.inference_mode()) == play(torch.no_grad())).all()
+    env = make_vmas_env(scenario, 4, seed=0)
+    with torch.inference_mode():
+        env.rollout(3)
+
+
+@pytest.mark.parametrize("kind", ["of VMAS", "of the user"])
+def test_a_deep_copy_goes_its_own_way(kind):
+    scenario = "balance" if kind == "of VMAS" else GuessTheSum()
+    env = make_vmas_env(scenario, 4, seed=0)
+    td = env.rollout(3)[:, -1].exclude("next")
+    twin = copy.deepcopy(env)
+    twin.rollout(2)  # moves neither the world nor the stream of the first
+    twin = copy.deepcopy(env)
+    steps = [e.step(td.clone())["next"] for e in (env, twin)]
+    assert (steps[0] == steps[1]).all()
+    assert (env.reset() == twin.reset()).all()
+    assert type(twin.base_env._env.world) is type(env.base_env._env.world)
 
 
 def test_what_is_computed_without_gradients_is_computed_again_with_them():

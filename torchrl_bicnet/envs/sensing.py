@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Sensing:
     """
 
     def __init__(self) -> None:
-        self._state: list[tuple[Entity, Tensor, int]] = []
+        self._state: list[tuple[Any, ...]] = []  # entity, position, rotation, and how often each was written to
         self._mode: tuple[bool, bool] | None = None
         self._pairs: dict[tuple[Entity, Entity], int] = {}
         self._distances: tuple[Tensor, ...] | None = None
@@ -38,25 +38,22 @@ class Sensing:
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         if sensing._mode != mode or not sensing._holds(world.entities):
             sensing._mode = mode
-            sensing._state = [
-                (entity, tensor, version_of(tensor))
-                for entity in world.entities
-                for tensor in (entity.state.pos, entity.state.rot)
-            ]
+            states = [(entity, entity.state.pos, entity.state.rot) for entity in world.entities]
+            # What is written to tensors of inference mode is not counted: they hold never.
+            counted = not any(tensor.is_inference() for state in states for tensor in state[1:])
+            sensing._state = [(*state, state[1]._version, state[2]._version) for state in states] if counted else []
             sensing._distances, sensing._measured, sensing._facing = None, {}, {}
         return sensing
 
     def _holds(self, entities: list[Entity]) -> bool:
-        if 2 * len(entities) != len(self._state):
-            return False
-        found = iter(self._state)
-        for entity in entities:
-            state = entity._state
-            for tensor in (state._pos, state._rot):
-                of, old, version = next(found)
-                if of is not entity or tensor is not old or version_of(tensor) != version:
-                    return False
-        return True
+        return len(entities) == len(self._state) and all(
+            entity is of
+            and (state := entity._state)._pos is pos
+            and state._rot is rot
+            and pos._version == pos_version
+            and rot._version == rot_version
+            for entity, (of, pos, rot, pos_version, rot_version) in zip(entities, self._state)
+        )
 
     def distance(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
         """Between the centres, ``(B,)``, and whether it is anywhere at most the sum of the circumscribed radii."""
@@ -112,11 +109,6 @@ class Sensing:
         return self._measured[lidar]
 
 
-def version_of(tensor: Tensor) -> int:
-    """How often it was written to. Of tensors made in inference mode it is not counted: always another one."""
-    return next(_uncounted) if tensor.is_inference() else tensor._version
-
-
 def _spheres_met(lidar: Lidar, world: World) -> list[Entity]:
     agent = lidar.agent
     met = [entity for entity in world.entities if entity is not agent and lidar.entity_filter(entity)]
@@ -158,5 +150,4 @@ def _norm(vector: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vector.movedim(0, -1).contiguous(), dim=-1)
 
 
-_uncounted = itertools.count(-1, -1)
 _sensing: weakref.WeakKeyDictionary[World, Sensing] = weakref.WeakKeyDictionary()

@@ -25,7 +25,7 @@ from vmas.simulator.utils import LINE_MIN_DIST, TorchUtils, X, Y
 from torchrl_bicnet.envs.constants import column, indices
 from torchrl_bicnet.envs.contacts import KINDS, contact_of, physics_functions
 from torchrl_bicnet.envs.rewriting import rewritten_class
-from torchrl_bicnet.envs.sensing import Sensing, version_of
+from torchrl_bicnet.envs.sensing import Sensing
 
 _Pair = tuple[int, int]
 # From how many substeps on a CPU is asked which pairs are near. With 10, two boxes that seldom meet (kinematic_bicycle)
@@ -142,7 +142,9 @@ class BatchedWorld(World):
         """The joints; and, by the kinds of their shapes, the entities that can collide."""
         joints: list[Any] = []
         pairs: dict[_Pair, list[_Pair]] = {}
-        for (i, a), (j, b) in itertools.combinations(enumerate(entities), 2):
+        # Without joints only those that collide at all are of interest.
+        numbered = [(i, entity) for i, entity in enumerate(entities) if self._joints or entity.collide]
+        for (i, a), (j, b) in itertools.combinations(numbered, 2):
             joint = self._joints.get(frozenset({a.name, b.name})) if self._joints else None
             if joint is not None:
                 joints.append(joint)
@@ -317,6 +319,8 @@ _gravity_seen: weakref.WeakKeyDictionary[World, tuple[Tensor, int, bool]] = weak
 def _is_zero(world: World, gravity: Tensor) -> bool:
     """Whether there is no gravity, asked of the device once for as long as the tensor stays what it is."""
     seen = _gravity_seen.get(world)
-    if seen is None or seen[0] is not gravity or seen[1] != version_of(gravity):
-        seen = _gravity_seen[world] = gravity, version_of(gravity), bool((gravity == 0.0).all())
+    if gravity.is_inference():  # what is written to it is not counted
+        return bool((gravity == 0.0).all())
+    if seen is None or seen[0] is not gravity or seen[1] != gravity._version:
+        seen = _gravity_seen[world] = gravity, gravity._version, bool((gravity == 0.0).all())
     return seen[2]
