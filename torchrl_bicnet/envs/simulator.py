@@ -171,14 +171,14 @@ class BatchedWorld(World):
         shapes = [[entities[i].shape for i in side] for side in members]
         far = ~near[:, None, None]  # (P, 1, 1)
 
-        sensing = Sensing.of(self)
         contacts: list[tuple[Tensor, ...]] = []
         arms: tuple[list[Tensor], ...] = ([], [])
         turned: tuple[list[int], ...] = ([], [])
         start = 0
         for kinds, group in pairs.items():
             part = slice(start, start := start + len(group))
-            facing = sensing.facing(kinds, tuple((entities[i], entities[j]) for i, j in group)) if any(kinds) else ()
+            couples = tuple((entities[i], entities[j]) for i, j in group)
+            facing = Sensing.of(self).facing(kinds, couples) if any(kinds) else ()
             contact = contact_of(kinds, [p[part] for p in pos], facing, [side[part] for side in shapes])
             contacts.append(contact[:3])
             for side in (0, 1):
