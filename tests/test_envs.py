@@ -158,6 +158,18 @@ class TestRandomStreams:
         assert torch.equal(*plays)
         assert not torch.equal(plays[0], self.play(make_vmas_env("navigation", 4, seed=4)))
 
+    @pytest.mark.parametrize("scenario", ["navigation", Countdown(), "het_mass"])
+    def test_a_step_swaps_the_streams_of_numpy_and_python_where_they_may_be_drawn_from(self, scenario):
+        environment = make_vmas_env(scenario, 4, seed=0).base_env._env
+        before = self.global_states()
+        seen = []
+        environment.scenario.pre_step = lambda: seen.append(self.global_states())
+        environment.reset()
+        environment.step(environment.get_random_actions())
+        swapped = [now != then for now, then in zip(seen[0], before)]
+        assert swapped == ([True, False, False] if scenario == "navigation" else [True, True, True])
+        assert self.global_states() == before
+
     def test_another_environment_does_not_matter(self):
         alone = self.play(make_vmas_env("navigation", 4, seed=3), steps=6)
         env = make_vmas_env("navigation", 4, seed=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from vmas.simulator.core import Entity, Sphere, World
 from vmas.simulator.sensors import Lidar
 
 from torchrl_bicnet.envs.constants import column, indices
+from torchrl_bicnet.envs.contacts import KINDS, facing_points
 
 
 class Sensing:
@@ -19,37 +21,39 @@ class Sensing:
     """
 
     def __init__(self) -> None:
-        self._state: list[tuple[Entity, Tensor, int]] = []
+        self._state: list[tuple[Any, ...]] = []  # entity, position, rotation, and how often each was written to
+        self._mode: tuple[bool, bool] | None = None
         self._pairs: dict[tuple[Entity, Entity], int] = {}
         self._distances: tuple[Tensor, ...] | None = None
         self._near: tuple[Tensor, ...] = ()
         self._measured: dict[Lidar, Tensor] = {}
+        self._groups: dict[tuple[int, int], tuple[tuple[Entity, Entity], ...]] = {}
+        self._facing: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     @classmethod
     def of(cls, world: World) -> Sensing:
         sensing = _sensing.get(world)
         if sensing is None:
             sensing = _sensing[world] = cls()
-        if not sensing._holds(world.entities):
-            sensing._state = [
-                (entity, tensor, tensor._version)
-                for entity in world.entities
-                for tensor in (entity.state.pos, entity.state.rot)
-            ]
-            sensing._distances, sensing._measured = None, {}
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if sensing._mode != mode or not sensing._holds(world.entities):
+            sensing._mode = mode
+            states = [(entity, entity.state.pos, entity.state.rot) for entity in world.entities]
+            # What is written to tensors of inference mode is not counted: they hold never.
+            counted = not any(tensor.is_inference() for state in states for tensor in state[1:])
+            sensing._state = [(*state, state[1]._version, state[2]._version) for state in states] if counted else []
+            sensing._distances, sensing._measured, sensing._facing = None, {}, {}
         return sensing
 
     def _holds(self, entities: list[Entity]) -> bool:
-        if 2 * len(entities) != len(self._state):
-            return False
-        found = iter(self._state)
-        for entity in entities:
-            state = entity._state
-            for tensor in (state._pos, state._rot):
-                of, old, version = next(found)
-                if of is not entity or tensor is not old or tensor._version != version:
-                    return False
-        return True
+        return len(entities) == len(self._state) and all(
+            entity is of
+            and (state := entity._state)._pos is pos
+            and state._rot is rot
+            and pos._version == pos_version
+            and rot._version == rot_version
+            for entity, (of, pos, rot, pos_version, rot_version) in zip(entities, self._state)
+        )
 
     def distance(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
         """Between the centres, ``(B,)``, and whether it is anywhere at most the sum of the circumscribed radii."""
@@ -71,6 +75,21 @@ class Sensing:
             self._distances = distances.unbind()
             self._near = (distances <= column(reach, pos.device)).any(1).unbind()
         return self._distances[row], self._near[row]
+
+    def facing(self, kinds: tuple[int, int], pairs: tuple[tuple[Entity, Entity], ...]) -> tuple[Tensor, ...]:
+        """Their closest points, asked for by a reward and, in the same state of the world, by the next step."""
+        if kinds not in self._facing or self._groups[kinds] != pairs:
+            self._groups[kinds] = pairs
+            self._facing[kinds] = facing_points(kinds, pairs)
+        return self._facing[kinds]
+
+    def points(self, a: Entity, b: Entity) -> tuple[Tensor, ...] | None:
+        """The rows of :meth:`facing` of one pair, ``(B, 2)``; ``None`` if it was not among those asked for last."""
+        kinds = KINDS[type(a.shape)], KINDS[type(b.shape)]
+        pairs = self._groups.get(kinds, ())
+        if (a, b) not in pairs:
+            return None
+        return tuple(points[pairs.index((a, b))] for points in self.facing(kinds, pairs))
 
     def measure(self, lidar: Lidar, world: World) -> Tensor | None:
         """What a lidar measures, ``(B, n_rays)``; ``None`` where it meets anything but spheres."""
