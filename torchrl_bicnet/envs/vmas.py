@@ -26,6 +26,7 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.envs.episode import EpisodeTransform
+from torchrl_bicnet.envs.graph import FixedStep, capture, refuse_what_cannot_be_captured
 from torchrl_bicnet.envs.padding import Padding
 from torchrl_bicnet.envs.reset import reset_rows
 from torchrl_bicnet.envs.simulator import install
@@ -41,6 +42,7 @@ def make_vmas_env(
     group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
     pad: bool = False,
     check_actions: bool = False,
+    cuda_graph: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
     """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
@@ -71,13 +73,17 @@ def make_vmas_env(
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
             does, and keeps the scenario's assertions about tensors. The host then waits for the device. Defaults to
             ``False``.
+        cuda_graph (bool): captures the step in a CUDA graph and replays it: the host launches one graph instead of
+            some hundred operations. The first two steps, and again two after a reset that changes more than values of
+            tensors, run as usual. Not measured on a GPU yet. Defaults to ``False``.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1, ``pad=True`` with nothing to pad.
+        ValueError: for an unknown scenario, ``num_envs`` or ``max_steps`` below 1, ``pad=True`` with nothing to pad;
+            for ``cuda_graph=True`` without CUDA or where a step waits for the device or draws random numbers.
         TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
             neither a name nor an instance.
 
@@ -98,6 +104,8 @@ def make_vmas_env(
     for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
+    if cuda_graph and torch.device(device).type != "cuda":
+        raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
     environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
     if pad:
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
@@ -106,6 +114,8 @@ def make_vmas_env(
         check_marl_grouping(groups, names)
         environment.padding = Padding(environment, groups)
     base_env = _VmasWrapper(environment, group_map=group_map)
+    if cuda_graph:
+        base_env.capture()
     return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
 
 
@@ -154,12 +164,25 @@ class _VmasWrapper(VmasWrapper):
     A step reads and writes each group as a whole, where TorchRL makes a tensordict for each agent and stacks them.
     """
 
+    fixed_step: FixedStep | None = None
+
+    def capture(self) -> None:
+        """Step in fixed memory from now on, and on CUDA by replaying a graph."""
+        actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
+        refuse_what_cannot_be_captured(self._env, functools.partial(self._simulate, self._env.step), actions)
+        step = functools.partial(self._simulate, self._env.step_without_draws)
+        self.fixed_step = FixedStep(self._env, step, capture if self.device.type == "cuda" else None)
+
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions: list[Any] = [None] * len(self.agent_names)
+        actions = {group: tensordict.get((group, "action")) for group in self._members}
+        return self._simulate(self._env.step, actions) if self.fixed_step is None else self.fixed_step(actions)
+
+    def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: dict[str, Tensor]) -> TensorDictBase:
+        apart: list[Any] = [None] * len(self.agent_names)
         for group, members in self._members.items():
-            for i, action in zip(members, tensordict.get((group, "action")).unbind(1)):
-                actions[i] = action
-        observations, rewards, dones, infos = self._env.step(actions)
+            for i, action in zip(members, actions[group].unbind(1)):
+                apart[i] = action
+        observations, rewards, dones, infos = step(apart)
         return self._read(observations, dones, infos, rewards)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
@@ -309,6 +332,11 @@ class _Environment(Environment):
 
     def step(self, actions: list[Tensor]) -> list[Any]:
         return self._step(actions if self.padding is None else self.padding.actions(actions))
+
+    def step_without_draws(self, actions: list[Tensor]) -> list[Any]:
+        """A step that leaves the random streams alone, whose states cannot be swapped while a graph is captured."""
+        actions = actions if self.padding is None else self.padding.actions(actions)
+        return Environment.step.__wrapped__(self, actions)
 
     def _set_action(self, action: Tensor, agent: Agent) -> None:
         """VMAS's for continuous actions, without asking the device whether they are numbers and in their bounds."""
