@@ -27,6 +27,8 @@ REFUSED = {
 FAST = ["navigation", "balance"]
 # Each reset changes numbers of theirs, such as masses, so that there is nothing to replay before the second step.
 CHANGED_BY_RESETS = {"ball_passage", "het_mass"}
+# Resets pick the landmarks that are goals of all: more ways to start from than are kept.
+PICKS_GOALS = {"simple_reference", "simple_speaker_listener"}
 CAPTURED = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in SCENARIOS
@@ -106,6 +108,8 @@ def test_a_step_in_fixed_memory_is_a_plain_step_to_the_bit(scenario):
     td, expected = play(plain, plain.reset(), 16, seed=1)
     again, found = play(fixed, fixed.reset(), 16, seed=1)
     assert_same(expected, found)
+    if scenario in PICKS_GOALS:
+        return
     before = memory(fixed)
     _, expected = play(plain, td, 8, seed=2)
     _, found = play(fixed, again, 8, seed=2)
@@ -123,8 +127,9 @@ def test_what_was_recorded_is_a_plain_step_to_the_bit(scenario):
     _, expected = play(plain, plain.reset(), 24, seed=1)
     _, found = play(fixed, fixed.reset(), 24, seed=1)
     assert_same(expected, found)
-    assert record.played >= 12
-    assert len(record.tapes) < N_LAYOUTS
+    if scenario not in PICKS_GOALS:
+        assert record.played >= 12
+        assert len(record.tapes) < N_LAYOUTS
 
 
 @pytest.mark.parametrize("scenario", ["simple_speaker_listener", "simple_tag"])
