@@ -41,7 +41,7 @@ def reset_rows(environment: Environment, mask: Tensor) -> list[Any]:
     if in_common is None:
         in_common = _what_is_in_common(environment)
     if not in_common:
-        before = _Before(environment)
+        before = Before(environment)
         environment.reset(return_observations=False)
         in_common = before.keep(mask)
         if in_common:
@@ -50,7 +50,7 @@ def reset_rows(environment: Environment, mask: Tensor) -> list[Any]:
         for index in mask.nonzero().flatten().tolist():
             environment.reset_at(index, return_observations=False)
     else:
-        before = _Before(environment)
+        before = Before(environment)
     outputs = environment.get_from_scenario(get_observations=True, get_rewards=False, get_infos=True, get_dones=True)
     if not in_common:
         before.keep(mask, strict=False)
@@ -73,10 +73,10 @@ def _remember(environment: Environment, in_common: str) -> None:
 def _what_is_in_common(environment: Environment) -> str:
     """What keeps the environments of a batch from being reset independently; empty if nothing does."""
     half = torch.arange(environment.num_envs, device=environment.device) % 2 == 0
-    first = _Before(environment)
+    first = Before(environment)
     try:
         for _ in range(N_TRIALS):
-            start = _Before(environment)
+            start = Before(environment)
             environment.reset(return_observations=False)
             difference = start.difference()
             if difference:
@@ -84,11 +84,11 @@ def _what_is_in_common(environment: Environment) -> str:
         # Twice from one state of the stream, the second time with half of the environments in another state: that of
         # the beginning, and what observations and rewards write may not be what resets write.
         environment.get_from_scenario(get_observations=True, get_rewards=True, get_infos=True, get_dones=True)
-        start = _Before(environment)
+        start = Before(environment)
         environment.reset(return_observations=False)
-        expected = _Before(environment)
+        expected = Before(environment)
         first.undo()
-        others = _Before(environment)
+        others = Before(environment)
         start.undo()
         others.keep(half)
         environment.reset(return_observations=False)
@@ -97,7 +97,7 @@ def _what_is_in_common(environment: Environment) -> str:
         first.undo()
 
 
-class _Before:
+class Before:
     """An environment as it is now, to put back all of it or some of its rows."""
 
     def __init__(self, environment: Environment) -> None:
@@ -148,7 +148,7 @@ class _Before:
 class _Changes:
     """What differs between an environment before and now."""
 
-    def __init__(self, before: _Before, now: Walk) -> None:
+    def __init__(self, before: Before, now: Walk) -> None:
         self.before, self.now = before, now
         self.rows: dict[tuple[int, int], tuple[str, Tensor, Tensor]] = {}  # path, tensor before and now
         self.others: list[tuple[str, Tensor, Tensor]] = []

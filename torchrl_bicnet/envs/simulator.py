@@ -90,6 +90,10 @@ class BatchedWorld(World):
             for agent in self._agents:
                 self._update_comm_state(agent)
 
+    def weightless(self) -> bool:
+        """Whether there is no gravity, which decides what a step does."""
+        return _is_zero(self, self._gravity)
+
     def near(self, a: Entity, b: Entity) -> Tensor | None:
         """What VMAS's ``collides`` says of two entities, as a tensor; ``None`` if they never can."""
         if not self._can_collide(a, b):
@@ -133,7 +137,7 @@ class BatchedWorld(World):
 
     def _apply_gravity(self, entity: Entity) -> None:
         if entity.movable:
-            if not _is_zero(self, self._gravity):
+            if not self.weightless():
                 self.forces_dict[entity] = self.forces_dict[entity] + entity.mass * self._gravity
             if entity.gravity is not None:
                 self.forces_dict[entity] = self.forces_dict[entity] + entity.mass * entity.gravity

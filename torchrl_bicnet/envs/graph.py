@@ -1,0 +1,325 @@
+"""A step of a VMAS environment that starts from and ends in the same memory, captured in a CUDA graph on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from vmas.simulator.environment import Environment
+
+from torchrl_bicnet.envs.reset import Before
+from torchrl_bicnet.envs.simulator import BatchedWorld
+from torchrl_bicnet.envs.walk import GENERATORS, SCALARS, Node, Walk, contents_of, fill, name_of, walk
+
+# Steps after which an environment holds its tensors in the same way at the end of each.
+N_SETTLING = 3
+# What reads a tensor on the host, counts the rows of a mask, or copies a number to the device.
+WAITING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "scalar_tensor"})
+# Graphs that are kept for one environment: of a scenario that a reset changes in many ways, the last ones.
+N_LAYOUTS = 8
+Actions = dict[str, Tensor]
+
+
+class FixedStep:
+    """A step of an environment whose state, actions and outputs stay where they are, captured and replayed on CUDA.
+
+    A step of VMAS puts new tensors where the old ones were, and so do resets and :func:`~torchrl_bicnet.restore`. Here
+    an environment that holds its tensors in a way that was seen before (:class:`Layout`: all but their values) gets
+    the values copied into the tensors it held then, and gets these back. So a step starts from fixed memory and ends in
+    fixed memory. After a reset that is often other memory than after a step, since other tensors share it: there is one
+    graph for each layout that steps start from. The first step from a layout runs as usual, the second is captured.
+
+    Args:
+        environment (Environment): of VMAS, from :func:`~torchrl_bicnet.make_vmas_env`.
+        step (callable): from the actions of each group, ``(num_envs, N, a)``, to the outputs; must neither wait for the
+            device nor draw random numbers, as :func:`refuse_what_cannot_be_captured` finds out.
+        record (callable, optional): runs a function of no arguments and returns another that repeats what it had the
+            device do, such as :func:`capture`. ``None``: every step runs as usual.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        step: Callable[[Actions], TensorDictBase],
+        record: Callable[[Callable[[], None]], Callable[[], None]] | None,
+    ) -> None:
+        self.environment, self.step, self.record = environment, step, record
+        self.actions: Actions = {}
+        self.starts: list[Start] = []
+        self.now: Start | None = None
+
+    def __call__(self, actions: Actions) -> TensorDictBase:
+        for group, action in actions.items():
+            fixed = self.actions.get(group)
+            if fixed is None or (fixed.shape, fixed.dtype) != (action.shape, action.dtype):
+                self.actions[group], self.starts, self.now = action.clone(), [], None
+            else:
+                fixed.copy_(action)
+        if self.now is None or not self.now.layout.holds():
+            self.now = self._fixed(Layout(self.environment))[0]
+        start, world = self.now, self.environment.world
+        weightless = isinstance(world, BatchedWorld) and world.weightless()
+        if start.weightless != weightless:
+            start.weightless, start.end, start.replay = weightless, None, None
+        outputs = self._run_aside(start) if self.record is None or start.end is None else self._replay(start)
+        assert start.end is not None
+        self.now = start.end
+        # Whoever remembers something of a tensor asks for its version, which neither replays nor raw copies change.
+        torch.autograd.graph.increment_version(start.written)
+        return outputs.clone()
+
+    def _fixed(self, layout: Layout) -> tuple[Start, list[Tensor]]:
+        """What the environment holds now, moved to where a layout like it is kept; and the tensors written to."""
+        for start in self.starts:
+            if start.layout.signature == layout.signature:
+                written = start.layout.take(layout)
+                start.layout.put_back()
+                torch.autograd.graph.increment_version(written)
+                return start, written
+        self.starts = [*self.starts[1 - N_LAYOUTS :], Start(layout)]
+        return self.starts[-1], []
+
+    def _run(self, start: Start) -> TensorDictBase:
+        versions = [tensor._version for tensor in start.layout.tensors]
+        outputs = self.step(self.actions)
+        in_place = [t for t, version in zip(start.layout.tensors, versions) if t._version != version]
+        end, copied = self._fixed(Layout(self.environment))
+        start.end, start.written = end, in_place + copied
+        return outputs
+
+    def _run_aside(self, start: Start) -> TensorDictBase:
+        """On CUDA on a stream of its own, as captures ask for, so that libraries make what they make once."""
+        if self.environment.device.type != "cuda":
+            return self._run(start)
+        stream, current = torch.cuda.Stream(self.environment.device), torch.cuda.current_stream(self.environment.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            outputs = self._run(start)
+        current.wait_stream(stream)
+        return outputs
+
+    def _replay(self, start: Start) -> TensorDictBase:
+        end = start.end
+        if start.replay is None:
+            try:
+                start.replay = self._recorded(start)
+            except RuntimeError as error:
+                start.layout.put_back()
+                self.starts, self.now = [], None
+                raise RuntimeError(f"The step of {name_of_scenario(self.environment)} was not captured.") from error
+            start.layout.put_back()
+        start.replay()
+        if end is not None and end is not start:
+            end.layout.put_back()
+        assert start.outputs is not None
+        return start.outputs
+
+    def _recorded(self, start: Start) -> Callable[[], None]:
+        def run() -> None:
+            end, start.outputs = start.end, self._run(start)
+            if start.end is not end:
+                raise RuntimeError("It left the environment otherwise than the first time.")
+
+        assert self.record is not None
+        return self.record(run)
+
+
+def capture(run: Callable[[], None]) -> Callable[[], None]:
+    """A function's CUDA operations in a graph, which is what calls of the result launch."""
+    graph, watch = torch.cuda.CUDAGraph(), Watch()
+    with torch.cuda.graph(graph), watch:
+        run()
+    # Some of what the operations were given are constants of caches, which would free them when they are full.
+    return functools.partial(_replay, graph, watch.given)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, kept: list[Tensor]) -> None:
+    graph.replay()
+
+
+@dataclass
+class Start:
+    """Fixed memory that steps start from, and how they go on."""
+
+    layout: Layout
+    weightless: bool = False
+    end: Start | None = None
+    written: list[Tensor] = field(default_factory=list)
+    replay: Callable[[], None] | None = None
+    outputs: TensorDictBase | None = None
+
+
+class Layout:
+    """What an environment holds but for the values of its tensors, and the tensors themselves."""
+
+    def __init__(self, environment: Environment) -> None:
+        found = walk(environment)
+        streams = [node.path for node in found.nodes.values() if node.thing is environment.random_stream]
+        self.nodes: list[Node] = []
+        self.streams: list[Node] = []
+        for node in found.nodes.values():
+            drawn = node.path.startswith(tuple(streams)) or isinstance(node.thing, GENERATORS)
+            (self.streams if drawn else self.nodes).append(node)
+        self.tensors: list[Tensor] = []  # in the order in which they are met
+        self._places: dict[int, int] = {}
+        self.plain = [
+            (node.path, type(node.thing), _described(node.contents, found, self._place)) for node in self.nodes
+        ]
+        self.shapes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in self.tensors]
+        # Tensors by the memory they look at.
+        self.memories: dict[int, list[Tensor]] = {}
+        for tensor in self.tensors:
+            self.memories.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+        order = {memory: i for i, memory in enumerate(self.memories)}
+        self.signature = self.plain, self.shapes, [
+            (order[t.untyped_storage()._cdata], t.untyped_storage().nbytes(), t.stride(), t.storage_offset())
+            for t in self.tensors
+        ]  # fmt: skip
+
+        self.drawn = [
+            _described(node.contents, found, lambda state: state.cpu().numpy().tobytes()) for node in self.streams
+        ]
+
+    def difference(self, other: Layout) -> str:
+        """What, but for the values of tensors, is not the same; empty if there is nothing."""
+        if self.drawn != other.drawn:
+            return "it draws random numbers"
+        for one, another in zip(self.plain, other.plain):
+            if one != another:
+                return f"{one[0]} holds other things afterwards"
+        return "" if self.signature == other.signature else "its tensors share memory otherwise afterwards"
+
+    def _place(self, tensor: Tensor) -> int:
+        if id(tensor) not in self._places:
+            self._places[id(tensor)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._places[id(tensor)]
+
+    def holds(self) -> bool:
+        """Whether the environment still holds the very same things."""
+        for node in self.nodes:
+            now, then = contents_of(node.thing, node.path), node.contents
+            if len(now) != len(then) or not all(map(operator.is_, _items(now), _items(then))):
+                return False
+        return True
+
+    def put_back(self) -> None:
+        for node in reversed(self.nodes):
+            fill(node.thing, node.contents)
+
+    def take(self, other: Layout) -> list[Tensor]:
+        """Copy the values of another layout of the same signature; the tensors that are written to."""
+        pairs = [(x, y) for x, y in zip(self.memories, other.memories) if x != y]
+        # What a step keeps for the next one (the position before) is memory that the next one writes to.
+        targets = [_bytes(self.memories[x][0]) for x, _ in pairs]
+        sources = [_bytes(other.memories[y][0]) for _, y in pairs]
+        sources = [s.clone() if y in self.memories else s for s, (_, y) in zip(sources, pairs)]
+        for target, source in zip(targets, sources):
+            target.copy_(source)
+        return [tensor for x, _ in pairs for tensor in self.memories[x]]
+
+
+def _items(contents: dict[Any, Any] | list[Any]) -> list[Any]:
+    return contents if isinstance(contents, list) else [*contents.keys(), *contents.values()]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    memory = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory, 0, (memory.nbytes(),), (1,))
+
+
+def _described(value: Any, found: Walk, place: Callable[[Tensor], Any]) -> Any:
+    """What a value is, comparable by ``==``, the same for things at the same path."""
+    if type(value) in SCALARS:
+        return value if value == value else "nan"
+    if isinstance(value, Tensor):
+        return Tensor, place(value)
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if id(value) in found.nodes:
+        return found.nodes[id(value)].path
+    if id(value) in found.constants:
+        return name_of(value)
+    items = [_described(item, found, place) for item in (_items(value) if isinstance(value, dict) else value)]
+    return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operations that cannot be captured, and where they are, and the tensors made before it began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self.given: list[Tensor] = []
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name()
+        masked = name in ("aten::index.Tensor", "aten::index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if masked or name.removeprefix("aten::") in WAITING:
+            self.problems.append(f"{name} waits for the device, in {_caller()}")
+        elif torch.Tag.nondeterministic_seeded in function.tags:
+            self.problems.append(f"{name} draws random numbers, in {_caller()}")
+        self._remember((args, kwargs), self.given)
+        outputs = function(*args, **(kwargs or {}))
+        self._remember(outputs, [])
+        return outputs
+
+    def _remember(self, data: Any, new: list[Tensor]) -> None:
+        for tensor in tree_leaves(data):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._known:
+                self._known.add(tensor.untyped_storage()._cdata)
+                new.append(tensor)
+
+
+def refuse_what_cannot_be_captured(
+    environment: Environment, step: Callable[[Actions], TensorDictBase], actions: Actions
+) -> None:
+    """Take some steps and undo them.
+
+    Raises:
+        ValueError: if a step waits for the device, draws random numbers, or leaves anything but other values of
+            tensors behind.
+    """
+    before = Before(environment)
+    try:
+        for _ in range(N_SETTLING):
+            step(actions)
+        first = Layout(environment)
+        with Watch() as watch:
+            step(actions)
+        problem = watch.problems[0] if watch.problems else first.difference(Layout(environment))
+    finally:
+        before.undo()
+    if problem:
+        name = name_of_scenario(environment)
+        raise ValueError(f"A step of {name} cannot be captured in a CUDA graph: {problem}. Use cuda_graph=False.")
+
+
+def name_of_scenario(environment: Environment) -> str:
+    """The file of a scenario that VMAS loads, whose class is always called Scenario."""
+    scenario = type(environment.scenario)
+    file = Path(scenario.make_world.__code__.co_filename).stem
+    return file if scenario.__qualname__ == "Scenario" else scenario.__qualname__
+
+
+def _caller() -> str:
+    """The line of the simulator or the scenario that is running."""
+    frame: Any = sys._getframe(2)
+    passed = ("torch.", "tensordict.", "torchrl_bicnet.envs.rewriting", __name__)
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(passed):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
