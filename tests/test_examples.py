@@ -192,10 +192,10 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"total_frames": 130}, ValueError, "total_frames=130"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
         ({"sigma_end": 2.0}, ValueError, "found sigma_start=0.9 and sigma_end=2.0"),
-        ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0, found -1.0"),
+        ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0 and finite, found -1.0"),
         ({"gamma": 2.0}, ValueError, "gamma must be between 0 and 1, found 2.0"),
         ({"tau": 5.0}, ValueError, "tau must be between 0 and 1, found 5.0"),
-        ({"seed": -1}, ValueError, "seed must not be negative, found -1"),
+        ({"seed": -1}, ValueError, "seed must not be negative and below"),
         ({"device": "gpu"}, ValueError, "device must be cpu, cuda or cuda:INDEX, found 'gpu'"),
         ({"num_envs": 0}, ValueError, "num_envs must be at least 1, found 0"),
     ],
@@ -273,8 +273,8 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_a_checkpoint(tmp_pat
 def test_a_full_disk_stops_the_run_with_what_is_on_it_intact(tmp_path, monkeypatch):
     usage = train_vmas.Checkpoints._make_space
 
-    def full(checkpoints):
-        usage(checkpoints)
+    def full(checkpoints, names):
+        usage(checkpoints, names)
         if list(checkpoints.folder.glob("*.torchrl")):
             raise OSError(28, "No space for a checkpoint", str(checkpoints.folder))
 

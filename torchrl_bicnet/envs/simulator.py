@@ -63,6 +63,9 @@ class BatchedWorld(World):
     Only a CPU is asked, which does not wait, and only in worlds of many substeps, whose pairs are mostly far apart.
     """
 
+    # Which operations a step makes depends on where entities are then, which a recorded step may not.
+    skips_far_pairs = True
+
     def step(self) -> None:
         entities = self.entities
         self.entity_index_map = {entity: i for i, entity in enumerate(entities)}
@@ -165,7 +168,7 @@ class BatchedWorld(World):
     def _apply_contacts(self, entities: list[Entity], pairs: dict[_Pair, list[_Pair]]) -> None:
         position = torch.stack([entity.state.pos for entity in entities])  # (E, B, 2)
         members, pos, near = self._near(entities, position, pairs)
-        if self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
+        if self.skips_far_pairs and self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
             answers = iter(near.tolist())
             kept = {kinds: [pair for pair in group if next(answers)] for kinds, group in pairs.items()}
             pairs = {kinds: group for kinds, group in kept.items() if group}
