@@ -192,7 +192,7 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"total_frames": 130}, ValueError, "total_frames=130"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
         ({"sigma_end": 2.0}, ValueError, "found sigma_start=0.9 and sigma_end=2.0"),
-        ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0, found -1.0"),
+        ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0 and finite, found -1.0"),
         ({"gamma": 2.0}, ValueError, "gamma must be between 0 and 1, found 2.0"),
         ({"tau": 5.0}, ValueError, "tau must be between 0 and 1, found 5.0"),
         ({"seed": -1}, ValueError, "seed must not be negative, found -1"),

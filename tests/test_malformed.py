@@ -1232,7 +1232,8 @@ def options():
         "num-cells": counts.filter(bool),
         "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
         **dict.fromkeys(("gamma", "tau", "sigma-fraction"), fractions),
-        **dict.fromkeys(("actor-lr", "critic-lr", "max-grad-norm"), above_0),
+        **dict.fromkeys(("actor-lr", "critic-lr"), above_0),
+        "max-grad-norm": above_0.filter(lambda value: value != "inf"),
         "sigma-start": st.sampled_from(["x", "nan", "inf", "-1", "0"]),
         "sigma-end": st.sampled_from(["x", "nan", "inf", "-1", "7"]),
         **dict.fromkeys(("scenario", "device", "communication", "logger", "checkpoint-buffer"), WORD),
@@ -1244,7 +1245,7 @@ def options():
             st.builds(lambda name, value: [f"--{name}", *value.split()], st.just(name), values)
             for name, values in values.items()
         ]
-    ) | WORD.map(lambda word: [f"--{word}", "1"])
+    ) | WORD.filter(lambda word: word not in values).map(lambda word: [f"--{word}", "1"])
 
 
 def script(arguments: list[Any]) -> str:
