@@ -67,7 +67,7 @@ class Options:
     """steps of a timed block of collection, a multiple of 10; an episode has 100"""
     repeats: int = 5
     """turns of each contender"""
-    budget: float = 4.0
+    budget: float = 6.0
     """seconds aimed at for all turns of a contender in a cell; one whose single step takes longer is left out of it"""
     turn_steps: int = 100
     """steps of a turn at most"""

@@ -461,7 +461,7 @@ def main(arguments: Arguments) -> None:
     except CheckpointError as error:
         sys.exit(f"error: {error}")
     except (FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error} {how_to_go_on(folder)}")
+        sys.exit(f"error: {str(error).rstrip('.')}. {how_to_go_on(folder)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
 
 from tests.guess_the_sum import BLIND_COST, GuessTheSum, trained_actor
 from tests.test_envs import Countdown
@@ -16,6 +17,7 @@ from torchrl_bicnet import (
     make_vmas_env,
     order_sensitivity,
     plot_channel_value,
+    plot_influence,
     plot_order_sensitivity,
     visited_states,
 )
@@ -107,6 +109,19 @@ def test_losses_and_noise_are_drawn_from_the_evaluations_own_stream():
         assert not torch.equal(returns, first.intact.returns["agents"])
 
 
+@pytest.mark.parametrize(
+    ("channels", "seed", "match"),
+    [
+        ({"cut": 1.0}, 0, r"channels must be of type Channel, found \{'cut': 1.0\}"),
+        ({"cut": Channel(window=0)}, None, "seed must be an integer, .* found None"),
+    ],
+)
+def test_misuse_of_channels(channels, seed, match):
+    env = make_vmas_env("navigation", 2)
+    with pytest.raises(TypeError, match=match):
+        channel_value(env, BiCNetActor.from_env(env), channels, max_steps=1, seed=seed)
+
+
 def test_examples_are_of_every_kind():
     channels = example_channels(5)
     assert len(set(channels.values())) == len(channels)
@@ -159,6 +174,14 @@ class TestOrders:
         expected = ((action - other) / 2).square().mean((0, 2)).sqrt()
         torch.testing.assert_close(sensitivity.action_std, expected.detach())
 
+    def test_the_actor_in_train_mode_is_asked_in_eval_mode(self):
+        env = make_vmas_env("navigation", 4, n_agents=2)
+        encoder = nn.Sequential(nn.Linear(18, 8), nn.Dropout(0.5))
+        encoder.out_features = 8
+        actor = BiCNetActor.from_env(env, encoder=encoder, communication="mean")
+        assert order_sensitivity(env, actor, max_steps=2, seed=0).action_std.max() < 1e-5
+        assert all(module.training for module in actor.modules())
+
     def test_a_draw_of_the_orders_of_a_large_team(self):
         env = make_vmas_env("navigation", 2, n_agents=5)
         actor = BiCNetActor.from_env(env)
@@ -187,5 +210,24 @@ class TestOrders:
         env = make_vmas_env("navigation", 2)
         with pytest.raises(ValueError, match="max_orders must be at least 2, found 1"):
             order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=0, max_orders=1)
+        with pytest.raises(TypeError, match=r"max_orders must be an integer, found 2\.5"):
+            order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=0, max_orders=2.5)
+        with pytest.raises(TypeError, match="seed must be an integer, found None"):
+            order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=None)
         with pytest.raises(TypeError, match="policy must be a TensorDict module, found function"):
             order_sensitivity(env, lambda td: td, max_steps=2, seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("communication", ["lstm", "attention"])
+def test_everything_on_cuda(communication):
+    env = make_vmas_env("navigation", 4, n_agents=3, device="cuda")
+    actor = BiCNetActor.from_env(env, communication=communication)
+    channels = {**example_channels(3), "near": Channel(radius=0.5, positions=(0, 1))}
+    value = channel_value(env, actor, channels, max_steps=3, seed=0)
+    assert plot_channel_value(value).axes
+    assert plot_order_sensitivity(order_sensitivity(env, actor, max_steps=3, seed=0)).axes
+    matrix = influence_matrix(actor, visited_states(env, actor, max_steps=3, seed=0))
+    assert matrix.is_cuda
+    assert plot_influence(matrix).axes

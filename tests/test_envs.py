@@ -77,6 +77,7 @@ class Gambler(Countdown):
         return self.draw(self.left) < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning")
 @pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_passes_torchrls_checks(scenario):
@@ -229,7 +230,7 @@ class TestRandomStreams:
         assert not torch.equal(self.play(make_vmas_env("navigation", 4)), self.play(make_vmas_env("navigation", 4)))
 
     def test_an_error_inside_vmas_leaves_the_global_generators_alone(self):
-        env = make_vmas_env("navigation", 4, seed=3)
+        env = make_vmas_env("navigation", 4, seed=3, check_actions=True)
         td = env.reset()
         before = self.global_states()
         td["agents", "action"] = torch.full((4, 4, 2), 99.0)  # out of bounds
@@ -337,6 +338,7 @@ class TestPadding:
         env = make_vmas_env(Duo(), 2, pad=True, group_map={"team": ["red_robot", "red_drone"]})
         assert torch.equal(env.reset()["team", "observation"][..., 1:], torch.eye(2).expand(2, 2, 2))
 
+    @pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning")
     def test_partial_resets_keep_the_padding(self):
         env = make_vmas_env("simple_speaker_listener", 4, pad=True, seed=0)
         td = step_and_partly_reset(env, env.reset())

@@ -239,6 +239,10 @@ class TestItDisturbsNothing:
 
 
 class TestPairedDifference:
+    def test_only_evaluations(self):
+        with pytest.raises(TypeError, match="first must be an Evaluation, found"):
+            paired_difference({}, {})
+
     def test_by_hand(self):
         first = Evaluation({"agents": torch.tensor([[10.0], [20.0], [33.0]])}, lengths=torch.ones(3), seed=4)
         second = Evaluation({"agents": torch.tensor([[9.0], [18.0], [30.0]])}, lengths=torch.ones(3), seed=4)

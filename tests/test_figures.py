@@ -67,6 +67,19 @@ def test_the_order_of_the_training_is_marked(tmp_path):
     figure.savefig(tmp_path / "order.png")
 
 
+@pytest.mark.parametrize(
+    ("plot", "expected"),
+    [
+        (plot_influence, "matrix must be of type Tensor"),
+        (plot_channel_value, "value must be of type ChannelValue"),
+        (plot_order_sensitivity, "sensitivity must be of type OrderSensitivity"),
+    ],
+)
+def test_misuse(plot, expected):
+    with pytest.raises(TypeError, match=f"{expected}, found list"):
+        plot([1.0])
+
+
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'torchrl_bicnet\[train\]'"):

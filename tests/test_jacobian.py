@@ -120,5 +120,8 @@ def test_misuse():
         influence_matrix(actor, TensorDict({"agents": {"action": torch.zeros(2, 4, 2)}}, [2]))
     with pytest.raises(ValueError, match=r"at least one state, found batch shape \(0,\)"):
         influence_matrix(actor, env.reset()[:0])
+    for function in (influence, influence_matrix):
+        with pytest.raises(TypeError, match="states must be a tensordict, found Tensor"):
+            function(actor, torch.zeros(2, 4, 18))
     with pytest.raises(TypeError, match="actor must be a BiCNetActor, found BiCNet"):
         influence(actor.module.net, env.reset())

@@ -17,9 +17,15 @@ from torchrl_bicnet.envs import WorldSnapshot
 from torchrl_bicnet.envs.walk import walk
 
 # Half of the time that all of them take.
-SLOW = {"road_traffic", "sampling", "pollock", "passage", "ball_passage", "buzz_wire", "waterfall"}
+SLOW = {
+    *("road_traffic", "sampling", "pollock", "passage", "ball_passage", "buzz_wire", "waterfall", "joint_passage"),
+    *("joint_passage_size", "multi_give_way", "reverse_transport", "simple_world_comm", "give_way", "dispersion"),
+}
 BY_COST = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENARIOS]
-pytestmark = pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning"),  # VMAS's, of vel_control
+    pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning"),
+]
 
 
 def play(env, td, steps, seed):

@@ -26,6 +26,7 @@ from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
+from torchrl_bicnet.rendering import record, render, save_film
 from torchrl_bicnet.runs import Run
 
 __version__ = "0.1.0"
@@ -63,8 +64,11 @@ __all__ = [
     "plot_influence",
     "plot_learning_curves",
     "plot_order_sensitivity",
+    "record",
+    "render",
     "reorder",
     "restore",
+    "save_film",
     "snapshot",
     "verify_checkpoint",
     "visited_states",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
@@ -251,7 +252,7 @@ class Checkpoints:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"No space for a checkpoint: it needs about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free",
+                f"No space for a checkpoint: it needs about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free",
                 str(self.folder),
             )
 
@@ -302,7 +303,7 @@ class CollectorState:
             "counters": {name: counters[name] for name in ("frames", "iter", "traj_pool") if name in counters},
             "carrier": self.collector._carrier.to_dict(),  # TorchRL 0.14 has no public name for it
             "tensors": world.tensors.to_dict(),
-            "plain": world.plain,
+            "plain": json.dumps(world.plain),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -317,7 +318,11 @@ class CollectorState:
         for name in ("counters", "carrier", "tensors", "plain"):
             if name not in state:
                 raise ValueError(f"The state of a collector must hold {name}, found {', '.join(state) or 'nothing'}.")
-            check_type(name, state[name], dict, "a dict")
+            check_type(name, state[name], str if name == "plain" else dict, "JSON" if name == "plain" else "a dict")
+        try:
+            plain = json.loads(state["plain"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"The state is damaged, plain should be JSON: {error}.") from error
         for name in ("frames", "iter"):
             check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
         for key in self.collector.env.observation_keys:
@@ -326,7 +331,7 @@ class CollectorState:
                 found = found.get(part) if isinstance(found, dict) else None
             if not isinstance(found, Tensor):
                 raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
-        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), state["plain"]))
+        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), plain))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
             self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])

@@ -142,7 +142,7 @@ def evaluate(
         >>> sorted(evaluation.summary())[:3]
         ['collision_rate', 'episode_length', 'evaluation_return']
     """
-    rewards = _check(env, policy, max_steps, seed)
+    rewards = check_evaluation(env, policy, max_steps, seed)
     succeeded, collided = reported_success(env), reported_collision(env)
     device = torch.device("cpu") if env.device is None else env.device
     deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
@@ -155,7 +155,7 @@ def evaluate(
         success = torch.zeros_like(running)
         returns = {group: torch.zeros((), device=device) for group in rewards}
         for _ in range(max_steps):
-            td = env.step(_act(env, policy, td))
+            td = env.step(act(env, policy, td))
             after = td["next"]
             for group, key in rewards.items():
                 reward = after[key].squeeze(-1)  # (num_envs, N)
@@ -245,7 +245,7 @@ def _return_metrics(returns: dict[str, Tensor], name: str) -> dict[str, float]:
     return metrics
 
 
-def _check(env: EnvBase, policy: object, max_steps: int, seed: int | None) -> dict[str, NestedKey]:
+def check_evaluation(env: EnvBase, policy: object, max_steps: int, seed: int | None) -> dict[str, NestedKey]:
     """Refuse bad input before anything is changed; group to its reward's key."""
     if not isinstance(env, EnvBase):
         raise TypeError(f"env must be a TorchRL environment, found {type(env).__name__}.")
@@ -264,7 +264,7 @@ def _check(env: EnvBase, policy: object, max_steps: int, seed: int | None) -> di
     return rewards
 
 
-def _act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: TensorDictBase) -> TensorDictBase:
+def act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: TensorDictBase) -> TensorDictBase:
     td = policy(td)
     if not isinstance(td, TensorDictBase):
         raise TypeError(f"The policy must return a tensordict, found {type(td).__name__}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchrl_bicnet.checks import check_integer, check_number, check_seed, check_type
+from torchrl_bicnet.runs import read_options
 
 # SciPy and Matplotlib, of the extra `train`, are loaded by the functions that need them: they would add half again to
 # the time that `import torchrl_bicnet` takes.
@@ -326,18 +327,11 @@ def _read_runs(folders: Sequence[Path | str], metric: str) -> list[_Series]:
 
 def _read_options(folder: Path) -> dict[str, Any]:
     """The options in ``run.json``, those of the scenario among them."""
-    file = folder / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")
-    try:
-        options = json.loads(file.read_bytes())["options"]
-        if not isinstance(options["scenario"], str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{file} must be JSON with an object 'options' that names the 'scenario'.") from None
     flat: dict[str, Any] = {}
-    for name, value in options.items():
+    for name, value in read_options(folder).items():
         flat = {**value, **flat} if isinstance(value, dict) else {**flat, name: value}
+    if not isinstance(flat.get("scenario"), str):
+        raise ValueError(f"{folder / 'run.json'} names no scenario, found {flat.get('scenario')!r}.")
     return flat
 
 

@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 from gym import spaces
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite
-from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter, TransformedEnv, VmasWrapper
+from torchrl.data import Bounded, Composite, Stacked, StackedComposite
+from torchrl.envs import TransformedEnv, VmasWrapper
 from torchrl.envs.utils import MarlGroupMapType
 from vmas import debug_scenarios, mpe_scenarios, scenarios
 from vmas.scenarios import load
+from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
+from torchrl_bicnet.envs.episode import EpisodeTransform
 from torchrl_bicnet.envs.padding import Padding
+from torchrl_bicnet.envs.reset import reset_rows
+from torchrl_bicnet.envs.simulator import install
 
 
 def make_vmas_env(
@@ -37,6 +42,7 @@ def make_vmas_env(
     seed: int | None = None,
     group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
     pad: bool = False,
+    check_actions: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
     """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
@@ -64,6 +70,9 @@ def make_vmas_env(
         pad (bool): lets agents of different kinds share a group, so that they can talk: observations are padded with
             zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
             its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
+        check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
+            does, and keeps the scenario's assertions about tensors. The host then waits for the device. Defaults to
+            ``False``.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
@@ -96,8 +105,9 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
+    check_type("check_actions", check_actions, bool, "a bool")
     check_type("pad", pad, bool, "a bool")
-    environment = _build(scenario, num_envs, torch.device(device), seed, scenario_kwargs)
+    environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):
         _check_groups(group_map, [agent.name for agent in environment.agents])
     if pad:
@@ -106,14 +116,7 @@ def make_vmas_env(
         groups = group_map.get_group_map(names) if isinstance(group_map, MarlGroupMapType) else group_map
         environment.padding = Padding(environment, groups)
     base_env = _VmasWrapper(environment, group_map=group_map)
-    # StepCounter(None) would write no `truncated`.
-    counter = StepCounter(torch.iinfo(torch.int64).max if max_steps is None else max_steps)
-    copies = [
-        ExpandAs(name, (group, "reward"), (group, name))
-        for group in base_env.group_map
-        for name in ("done", "terminated", "truncated")
-    ]
-    return TransformedEnv(base_env, Compose(counter, *copies, RewardSum(), InitTracker()))
+    return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
 
 
 def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:
@@ -126,7 +129,12 @@ def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:
 
 
 def _build(
-    scenario: str | BaseScenario, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]
+    scenario: str | BaseScenario,
+    num_envs: int,
+    device: torch.device,
+    seed: int | None,
+    check_actions: bool,
+    options: dict[str, Any],
 ) -> _Environment:
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     if isinstance(scenario, str):
@@ -143,7 +151,7 @@ def _build(
         unused = "Scenario kwargs: .* passed but not used"
         warnings.filterwarnings("error", message=unused)
         try:
-            return _Environment(scenario, num_envs, device, seed=seed, **options)
+            return _Environment(scenario, num_envs, device, seed=seed, check_actions=check_actions, **options)
         except UserWarning as warning:
             if not re.match(unused, str(warning)):
                 raise
@@ -164,7 +172,70 @@ def _scenario_options(scenario: BaseScenario) -> set[str]:
 
 
 class _VmasWrapper(VmasWrapper):
-    """TorchRL's wrapper with one Bounded spec for agents that differ in their action bounds alone."""
+    """TorchRL's wrapper with masked resets and one Bounded spec for agents that differ in their action bounds alone.
+
+    A step reads and writes each group as a whole, where TorchRL makes a tensordict for each agent and stacks them.
+    """
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        actions: list[Any] = [None] * len(self.agent_names)
+        for group, members in self._members.items():
+            for i, action in zip(members, tensordict.get((group, "action")).unbind(1)):
+                actions[i] = action
+        observations, rewards, dones, infos = self._env.step(actions)
+        return self._read(observations, dones, infos, rewards)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None or mask.all():
+            self._env.reset(return_observations=False)
+            return self._read(*self._env.get_from_scenario(True, False, True, True))
+        return self._read(*reset_rows(self._env, mask.squeeze(-1)))
+
+    def _read(self, observations: Any, dones: Any, infos: Any, rewards: Any = None) -> TensorDictBase:
+        done = dones.unsqueeze(-1)  # (num_envs, 1)
+        groups: dict[str, Any] = {"done": done, "terminated": done.clone()}
+        for group, members in self._members.items():
+            agents = []
+            for i in members:
+                agents.append({"observation": observations[i]})
+                if rewards is not None:
+                    agents[-1]["reward"] = rewards[i]
+                if infos[i]:
+                    agents[-1]["info"] = {key: value.to(torch.float32) for key, value in infos[i].items()}
+            groups[group] = self._stack(agents) if self._uniform[group] else self._stack_apart(agents, group)
+        return TensorDict(groups, batch_size=self.batch_size, device=self.device)
+
+    @functools.cached_property
+    def _members(self) -> dict[str, list[int]]:
+        """The indices of the agents of each group."""
+        indices = self.agent_names_to_indices_map
+        return {group: [indices[name] for name in names] for group, names in self.group_map.items()}
+
+    @functools.cached_property
+    def _uniform(self) -> dict[str, bool]:
+        """Whether the agents of a group have the same entries of the same shapes."""
+        specs = self.full_observation_spec_unbatched
+        return {
+            group: not any(
+                isinstance(spec, (Stacked, StackedComposite)) for spec in (specs[group], *specs[group].values(True))
+            )
+            for group in self.group_map
+        }
+
+    def _stack(self, agents: list[Any]) -> Tensor | TensorDictBase:
+        """``N`` tensors ``(num_envs, ...)``, or dictionaries of them, as one, ``(num_envs, N, ...)``."""
+        if isinstance(agents[0], Tensor):
+            stacked = torch.stack(agents, dim=1)
+            return stacked.unsqueeze(-1) if stacked.ndim == 2 else stacked
+        entries = {key: self._stack([agent[key] for agent in agents]) for key in agents[0]}
+        return TensorDict(entries, batch_size=(*self.batch_size, len(agents)), device=self.device)
+
+    def _stack_apart(self, agents: list[Any], group: str) -> TensorDictBase:
+        """As TorchRL does it: a lazy stack, or what the agents have in common."""
+        apart = [self._stack([agent])[:, 0] for agent in agents]
+        stacked = LazyStackedTensorDict.maybe_dense_stack(apart, dim=1)
+        return stacked if self.het_specs_map[group] else stacked.to_tensordict()
 
     def _make_unbatched_group_specs(self, group: str) -> tuple[Composite | None, ...]:
         observation, action, reward, info = super()._make_unbatched_group_specs(group)
@@ -234,14 +305,25 @@ class _Environment(Environment):
     """VMAS's environment with a random stream of its own and, if asked for, padded agents."""
 
     padding: Padding | None = None
+    # What hinders resets of some rows at once: empty if nothing does, None before anyone asked.
+    reset_in_common: str | None = None
 
     def __init__(
-        self, scenario: BaseScenario, num_envs: int, device: torch.device, *, seed: int | None, **options: Any
+        self,
+        scenario: BaseScenario,
+        num_envs: int,
+        device: torch.device,
+        *,
+        seed: int | None,
+        check_actions: bool,
+        **options: Any,
     ) -> None:
         self.options = dict(options)
         self.random_stream = _RandomStream(seed, device)
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
+        self.check_actions = check_actions
+        install(self, checks=check_actions)
 
     def _seed(self, seed: int | None = None) -> list[int]:
         seed = 0 if seed is None else seed
@@ -250,6 +332,20 @@ class _Environment(Environment):
 
     def step(self, actions: list[Tensor]) -> list[Any]:
         return self._step(actions if self.padding is None else self.padding.actions(actions))
+
+    def _set_action(self, action: Tensor, agent: Agent) -> None:
+        """VMAS's for continuous actions, without asking the device whether they are numbers and in their bounds."""
+        if self.check_actions:
+            super()._set_action(action, agent)
+            return
+        action = action.detach().to(self.device)
+        agent.action.u = action[:, : agent.action_size].float() * agent.action.u_multiplier_tensor
+        if agent.action.u_noise > 0:
+            agent.action.u += torch.randn_like(agent.action.u) * agent.u_noise
+        if self.world.dim_c > 0 and not agent.silent:
+            agent.action.c = action[:, self.world.dim_p :].clone()
+            if agent.c_noise > 0:
+                agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
 
     def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
         result = super()._get_from_scenario(get_observations, *args, **kwargs)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
 import random
 import types
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-# What a window on the screen needs is no state of the simulation, and much of it lives outside of Python.
-RENDERING = frozenset({"viewer", "headless", "visible_display", "text_lines"})
+# Of VMAS's environment: what a window on the screen needs, much of which lives outside of Python, and the spaces, which
+# only describe.
+NO_STATE = frozenset({"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space"})
 SCALARS = frozenset({bool, int, float, str, type(None)})
 CONSTANTS = (
     type,
@@ -68,48 +69,79 @@ def walk(environment: Environment) -> Walk:
     queue.extend((("world", world), ("scenario", environment.scenario), ("environment", environment)))
     while queue:
         path, thing = queue.popleft()
-        if isinstance(thing, Tensor):
+        kind = _kind(thing.__class__)
+        if kind is Tensor:
             found.tensors.setdefault(id(thing), (path, thing))
-        elif isinstance(thing, np.ndarray):
+        elif kind is np.ndarray:
             found.arrays.setdefault(id(thing), (path, thing))
-        elif isinstance(thing, (tuple, frozenset)):  # immutable: part of what holds it
+        elif kind is tuple:  # immutable: part of what holds it
             if type(thing) not in (tuple, frozenset):
                 found.constants.setdefault(id(type(thing)), (path, type(thing)))
             queue.extend((f"{path}[{i}]", item) for i, item in enumerate(thing) if type(item) not in SCALARS)
-        elif isinstance(thing, CONSTANTS):
+        elif kind is CONSTANTS:
             if id(thing) not in found.constants:
-                found.constants[id(thing)] = (path, thing)
+                found.constants[id(thing)] = path, thing
                 if isinstance(thing, types.MethodType):
                     queue.append((f"{path}.__self__", thing.__self__))
                 elif isinstance(thing, types.FunctionType) and thing.__closure__:
-                    node = Node(f"{path}.__closure__", thing, contents_of(thing, path))
-                    found.nodes[id(thing)] = node
-                    queue.extend(_children(node))
+                    _enter(found, queue, f"{path}.__closure__", thing)
         elif id(thing) not in found.nodes:
-            node = Node(path, thing, contents_of(thing, path))
-            found.nodes[id(thing)] = node
-            queue.extend(_children(node))
+            _enter(found, queue, path, thing)
     return found
+
+
+def _enter(found: Walk, queue: deque[tuple[str, Any]], path: str, thing: Any) -> None:
+    contents = contents_of(thing, path)
+    found.nodes[id(thing)] = Node(path, thing, contents)
+    if isinstance(contents, list):
+        queue.extend((f"{path}[{index}]", value) for index, value in enumerate(contents) if type(value) not in SCALARS)
+    elif isinstance(thing, dict):
+        for index, (key, value) in enumerate(contents.items()):
+            if type(key) not in SCALARS:
+                queue.append((f"{path}[{index}].key", key))
+            if type(value) not in SCALARS:
+                # Keys may be anything: those that do not read well go by their position.
+                label = key if isinstance(key, str) and key.isidentifier() else index
+                queue.append((f"{path}[{label}]", value))
+    else:
+        queue.extend((f"{path}.{name}", value) for name, value in contents.items() if type(value) not in SCALARS)
+
+
+# Bounded, since VMAS makes new classes for every environment it loads.
+@functools.lru_cache(maxsize=1024)
+def _kind(cls: Any) -> Any:
+    """How things of a class are treated: as the first of these that it is a kind of, otherwise as an object."""
+    for kind in (Tensor, np.ndarray, tuple, dict, CONSTANTS, GENERATORS):
+        if issubclass(cls, kind):
+            return kind
+    if issubclass(cls, frozenset):
+        return tuple
+    return list if issubclass(cls, (list, deque, set)) else object
 
 
 def contents_of(thing: Any, path: str) -> dict[Any, Any] | list[Any]:
     """A shallow copy of what a node holds: attributes by name, items of a dict by key, other items in order."""
-    if isinstance(thing, dict):
+    kind = _kind(thing.__class__)
+    if kind is object:
+        return _attributes(thing, path)
+    if kind is dict:
         return dict(thing)
-    if isinstance(thing, (list, deque, set)):
+    if kind is list:
         return list(thing)
-    if isinstance(thing, types.FunctionType):
+    if kind is CONSTANTS:  # a function
         names = thing.__code__.co_freevars
-        return {name: cell.cell_contents for name, cell in zip(names, thing.__closure__ or ()) if _is_filled(cell)}
+        return {name: cell.cell_contents for name, cell in zip(names, thing.__closure__) if _is_filled(cell)}
     if isinstance(thing, torch.Generator):
         return {"state": thing.get_state()}
     if isinstance(thing, np.random.Generator):
         return {"state": thing.bit_generator.state}
     if isinstance(thing, np.random.RandomState):
         return {"state": thing.get_state(legacy=False)}
-    if isinstance(thing, random.Random):
-        return {"state": thing.getstate()}
-    slots = _slots(type(thing))
+    return {"state": thing.getstate()}
+
+
+def _attributes(thing: Any, path: str) -> dict[str, Any]:
+    slots = _slots(thing.__class__)
     if not hasattr(thing, "__dict__") and not slots:
         raise TypeError(
             f"The state of {path} cannot be seen: expected numbers, strings, tensors, arrays, generators, containers "
@@ -118,7 +150,8 @@ def contents_of(thing: Any, path: str) -> dict[Any, Any] | list[Any]:
     contents = dict(getattr(thing, "__dict__", ()))
     contents.update((name, getattr(thing, name)) for name in slots if hasattr(thing, name))
     if isinstance(thing, Environment):
-        contents = {name: value for name, value in contents.items() if name not in RENDERING}
+        for name in NO_STATE:
+            contents.pop(name, None)
     return contents
 
 
@@ -149,8 +182,17 @@ def fill(thing: Any, contents: dict[Any, Any] | list[Any]) -> None:
         _fill_object(thing, dict(contents))
 
 
+def name_of(thing: Any) -> str:
+    """What a constant of a program is called, the same in every process."""
+    if isinstance(thing, enum.Enum):
+        return f"{name_of(type(thing))}.{thing.name}"
+    if isinstance(thing, (type, types.FunctionType, types.MethodType)):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    return thing.__name__ if isinstance(thing, types.ModuleType) else str(thing)
+
+
 def _fill_object(thing: Any, contents: dict[str, Any]) -> None:
-    for name in _slots(type(thing)):
+    for name in _slots(thing.__class__):
         if name in contents:
             # Past a frozen dataclass and past setters that check or convert.
             object.__setattr__(thing, name, contents.pop(name))
@@ -159,34 +201,15 @@ def _fill_object(thing: Any, contents: dict[str, Any]) -> None:
     if not hasattr(thing, "__dict__"):
         return
     attributes = thing.__dict__
-    kept = RENDERING if isinstance(thing, Environment) else frozenset()
+    kept = NO_STATE if isinstance(thing, Environment) else frozenset()
     for name in [name for name in attributes if name not in contents and name not in kept]:
         del attributes[name]
     attributes.update(contents)
 
 
-def _children(node: Node) -> Iterator[tuple[str, Any]]:
-    contents, path = node.contents, node.path
-    if isinstance(contents, list):
-        for index, value in enumerate(contents):
-            if type(value) not in SCALARS:
-                yield f"{path}[{index}]", value
-    elif isinstance(node.thing, dict):
-        for index, (key, value) in enumerate(contents.items()):
-            # Keys may be anything: those that do not read well go by their position.
-            label = key if isinstance(key, str) and key.isidentifier() else index
-            if type(key) not in SCALARS:
-                yield f"{path}[{index}].key", key
-            if type(value) not in SCALARS:
-                yield f"{path}[{label}]", value
-    else:
-        for name, value in contents.items():
-            if type(value) not in SCALARS:
-                yield f"{path}.{name}", value
-
-
-def _slots(kind: type) -> list[str]:
-    found = []
+@functools.lru_cache(maxsize=1024)
+def _slots(kind: Any) -> list[str]:
+    found: list[str] = []
     for base in kind.__mro__:
         names = base.__dict__.get("__slots__", ())
         found += [names] if isinstance(names, str) else list(names)

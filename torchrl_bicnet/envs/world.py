@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import math
-import types
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torchrl.envs import EnvBase, TransformedEnv, VmasWrapper
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_type
-from torchrl_bicnet.envs.walk import SCALARS, Walk, fill, walk
+from torchrl_bicnet.envs.walk import SCALARS, Walk, fill, name_of, walk
 
 MADE_BY = "made by"
 
@@ -137,15 +136,6 @@ def environment_of(env: EnvBase) -> Environment:
     if not isinstance(env, VmasWrapper) or not hasattr(env._env, "random_stream"):
         raise TypeError(f"Expected an environment made by make_vmas_env, found {type(env).__name__}.")
     return env._env
-
-
-def name_of(thing: Any) -> str:
-    """What a constant of a program is called, the same in every process."""
-    if isinstance(thing, enum.Enum):
-        return f"{name_of(type(thing))}.{thing.name}"
-    if isinstance(thing, (type, types.FunctionType, types.MethodType)):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    return thing.__name__ if isinstance(thing, types.ModuleType) else str(thing)
 
 
 def _like(tensor: Tensor) -> str:

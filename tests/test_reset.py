@@ -1,0 +1,324 @@
+import pytest
+import torch
+import vmas
+from scipy.stats import ks_2samp
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.test_envs import SCENARIOS, Countdown
+from tests.test_world import assert_same
+from torchrl_bicnet import make_vmas_env, restore, snapshot
+from torchrl_bicnet.envs.reset import reset_rows
+from torchrl_bicnet.envs.walk import walk
+
+# What a full reset changes for all environments together.
+IN_COMMON = {
+    "ball_passage": r"\.neighbour changes",
+    "football": r"team_disps holds other things",
+    "het_mass": r"_mass changes",
+    "road_traffic": r"scenario\.timer\.start changes",
+    "simple_adversary": r"_goal becomes another",
+    "simple_push": r"_goal becomes another",
+    "simple_reference": r"goal_b becomes another",
+    "simple_speaker_listener": r"goal_b becomes another",
+}
+SLOW = {
+    "road_traffic",
+    "sampling",
+    "pollock",
+    "passage",
+    "joint_passage",
+    "joint_passage_size",
+    "waterfall",
+    "buzz_wire",
+}
+pytestmark = pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
+
+
+def simulator(env):
+    return env.base_env._env
+
+
+def rows_of(env):
+    """A copy of every tensor with a row for each environment, by each place that holds it."""
+    environment, found = simulator(env), {}
+
+    def add(path, value):
+        if isinstance(value, tuple):
+            for index, item in enumerate(value):
+                add(f"{path}.{index}", item)
+        elif isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == environment.num_envs:
+            found[path] = value.clone()
+
+    for node in walk(environment).nodes.values():
+        named = enumerate(node.contents) if isinstance(node.contents, list) else node.contents.items()
+        for index, (name, value) in enumerate(named):
+            add(f"{node.path}.{name if isinstance(name, str) else index}", value)
+    return found
+
+
+def partly_reset(env, mask):
+    return env.reset(TensorDict({"_reset": mask.unsqueeze(-1)}, env.batch_size))
+
+
+@pytest.mark.filterwarnings("ignore:A partial `'_reset'` key:UserWarning")
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENARIOS]
+)
+def test_every_scenario(scenario):
+    env, mask = make_vmas_env(scenario, 5, seed=0), torch.tensor([False, True, False, True, True])
+    td = steps(env, env.reset(), 2)[-1]
+    before, world = rows_of(env), snapshot(env)
+    if scenario in IN_COMMON:
+        with pytest.warns(UserWarning, match=IN_COMMON[scenario]):
+            partly_reset(env, mask)
+        return
+    at_reset = env.reset()
+    start = rows_of(env)
+    restore(env, world)
+    partial = partly_reset(env, mask)
+    assert simulator(env).reset_in_common == ""
+    now = rows_of(env)
+    assert now.keys() == start.keys() == before.keys()
+    for path, tensor in now.items():
+        torch.testing.assert_close(tensor[mask], start[path][mask], rtol=0, atol=0, equal_nan=True, msg=path)
+        torch.testing.assert_close(tensor[~mask], before[path][~mask], rtol=0, atol=0, equal_nan=True, msg=path)
+    for key in at_reset.keys(True, True):
+        assert torch.equal(partial[key][mask], at_reset[key][mask])
+    # The others go on as without the reset, if the same random numbers are drawn.
+    drawn = simulator(env).random_stream._state
+    first = steps(env, td)
+    restore(env, world)
+    simulator(env).random_stream._state = drawn
+    assert_same([out[~mask] for out in first], [out[~mask] for out in steps(env, td)])
+
+
+def steps(env, td, n=3):
+    td, generator, outputs = td.clone(), torch.Generator().manual_seed(5), []
+    for _ in range(n):
+        for group in env.group_map:
+            spec = env.full_action_spec[group, "action"]
+            share = torch.rand(spec.shape, generator=generator)
+            td[group, "action"] = spec.space.low + (spec.space.high - spec.space.low) * share
+        td = env.step(td)["next"]
+        outputs.append(td.clone())
+    return outputs
+
+
+class Shelter(Countdown):
+    """Resets its rows of everything independently; ``leak`` adds what does not belong there."""
+
+    def __init__(self, leak=None):
+        super().__init__()
+        self.leak = leak
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        self.whole = torch.zeros(batch_dim, 3)
+        self.column, self.alias, self.nested = self.whole[:, 1], self.whole, [(1, torch.zeros(batch_dim, 2))]
+        self.seen, self.flag, self.constant = torch.zeros(batch_dim), 0, torch.zeros(2, 2)
+        self.written = torch.zeros(batch_dim, 2)
+        self.resets = []
+        return world
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        rows = slice(None) if env_index is None else env_index
+        drawn = torch.rand(self.world.batch_dim, 3)
+        self.written[rows] = drawn[rows, :2]  # in place
+        if env_index is None:
+            self.whole = drawn + 1
+            self.column, self.alias = self.whole[:, 1], self.whole
+            self.nested[0] = (1, drawn[:, :2])
+            self.constant = self.constant.clone()
+        else:
+            self.whole[env_index] = drawn[env_index] + 1
+            self.nested[0][1][env_index] = drawn[env_index, :2]
+        if self.leak == "flag":
+            self.flag += 1
+        elif self.leak == "tensor":
+            self.constant = self.constant + 1
+        elif self.leak == "shape":
+            self.constant = torch.zeros(2, self.constant.shape[1] + 1)
+        elif self.leak == "mean":
+            self.whole[rows] += self.seen.mean()
+        elif self.leak == "choice":
+            self.flag = int(torch.rand(1) < 0.5)
+        elif self.leak == "list":
+            self.resets.append(env_index)
+
+    def observation(self, agent):
+        self.seen = self.seen + torch.rand(self.world.batch_dim)
+        self.written += 1
+        return torch.cat([self.seen.unsqueeze(-1), self.whole, self.written], -1)
+
+
+MASK = torch.tensor([False, True, False, True, True])
+
+
+class TestRows:
+    def test_of_state_of_every_kind(self):
+        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        scenario = environment.scenario
+        environment.get_from_scenario(True, False, False, False)
+        before = {name: getattr(scenario, name).clone() for name in ("whole", "seen", "written", "left")}
+        nested = scenario.nested[0][1].clone()
+        observations, _, _ = reset_rows(environment, MASK)
+        assert environment.reset_in_common == ""
+        for name, tensor in before.items():
+            assert torch.equal(getattr(scenario, name)[~MASK], tensor[~MASK]), name
+            if name != "left":  # the same at every reset
+                assert (getattr(scenario, name)[MASK] != tensor[MASK]).any(), name
+        assert torch.equal(scenario.nested[0][1][~MASK], nested[~MASK])
+        assert (scenario.nested[0][1][MASK] != nested[MASK]).all()
+        # Seen and written by two observations: kept inside, removed outside; what was given is what was seen.
+        assert torch.equal(
+            observations[1][MASK], torch.cat([scenario.seen[:, None], scenario.whole, scenario.written], -1)[MASK]
+        )
+        assert torch.equal(observations[0][~MASK, 1:4], before["whole"][~MASK])
+
+    def test_keep_what_shares_memory_shared(self):
+        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        scenario = environment.scenario
+        reset_rows(environment, MASK)
+        assert scenario.alias is scenario.whole
+        scenario.whole[2, 1] = -7
+        assert scenario.column[2] == -7
+        assert scenario.column.stride() == (3,)
+
+    def test_of_a_full_reset_are_all(self):
+        env = make_vmas_env("balance", 5, seed=0)
+        env.reset()
+        world = snapshot(env)
+        expected = env.reset()
+        restore(env, world)
+        reset_rows(simulator(env), torch.ones(5, dtype=torch.bool))
+        now = rows_of(env)
+        restore(env, world)
+        assert_same([expected], [partly_reset(env, torch.ones(5, dtype=torch.bool))])
+        start = rows_of(env)
+        assert all(torch.equal(now[path], start[path]) for path in start)
+
+    def test_the_question_leaves_no_trace_and_its_answer_is_part_of_a_snapshot(self):
+        worlds = []
+        for answer in (None, ""):
+            env = make_vmas_env(Shelter(), 5, seed=0)
+            simulator(env).reset_in_common = answer
+            reset_rows(simulator(env), MASK)
+            worlds.append(snapshot(env))
+        assert_same([worlds[0].tensors], [worlds[1].tensors])
+        assert worlds[0].plain == worlds[1].plain
+        other = make_vmas_env(Shelter(), 5)
+        restore(other, worlds[0])
+        assert simulator(other).reset_in_common == ""
+
+
+class TestOneByOne:
+    @pytest.mark.parametrize(
+        ("leak", "message"),
+        [
+            ("flag", "scenario.flag changes"),
+            ("tensor", "scenario.constant changes"),
+            ("shape", "scenario.constant gets another shape"),
+            ("mean", "scenario.(whole|alias) changes"),
+            ("list", "scenario.resets holds other things"),
+        ],
+    )
+    def test_if_environments_have_something_in_common(self, leak, message):
+        ours, stock = (simulator(make_vmas_env(Shelter(leak), 5, seed=0)) for _ in range(2))
+        for environment in (ours, stock):
+            environment.get_from_scenario(True, False, False, False)
+        with pytest.warns(UserWarning, match=rf"reset one by one.*{message}") as warned:
+            observations, dones, _ = reset_rows(ours, MASK)
+        assert len(warned) == 1
+        for index in (1, 3, 4):
+            stock.reset_at(index, return_observations=False)
+        expected, expected_dones, _ = stock.get_from_scenario(True, False, True, True)
+        assert all(torch.equal(one, other) for one, other in zip(observations, expected))
+        assert torch.equal(dones, expected_dones)
+        assert ours.scenario.flag == stock.scenario.flag
+        reset_rows(ours, MASK)  # and says it once
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_if_a_choice_for_all_comes_out_as_before(self, seed):
+        environment = simulator(make_vmas_env(Shelter("choice"), 5, seed=seed))
+        with pytest.warns(UserWarning, match=r"scenario.flag changes"):
+            reset_rows(environment, MASK)
+
+    def test_if_it_shows_later(self):
+        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        reset_rows(environment, MASK)
+        environment.scenario.leak = "flag"
+        with pytest.warns(UserWarning, match="reset one by one.*scenario.flag changes"):
+            reset_rows(environment, MASK)
+        assert environment.scenario.flag == 3  # of three resets of one
+
+
+class Waiting(TorchDispatchMode):
+    """Counts the operations that wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = ("aten::_local_scalar_dense", "aten::nonzero")
+        self.found += func._schema.name in names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_resets", [1, 60])
+def test_nothing_waits_for_each_environment(n_resets):
+    env = make_vmas_env("simple_spread", 64, seed=0)
+    td = env.reset()
+    mask = torch.arange(64) < n_resets
+    partly_reset(env, mask)
+    with Waiting() as full:
+        env.base_env._reset()
+    with Waiting() as partial:
+        env.base_env._reset(TensorDict({"_reset": mask.unsqueeze(-1)}, td.batch_size))
+    assert partial.found == full.found + 1  # whether the mask has all
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "dispersion",
+        "navigation",
+        "simple_spread",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("balance", "discovery", "transport", "wheel")),
+    ],
+)
+def test_start_states_have_the_distribution_of_vmas(scenario):
+    n = 400
+    ours = simulator(make_vmas_env(scenario, n, seed=1))
+    stock = vmas.make_env(scenario, n, seed=2)
+    reset = torch.arange(n) % 2 == 0
+    reset_rows(ours, reset)
+    for index in reset.nonzero().flatten().tolist():
+        stock.reset_at(index, return_observations=False)
+
+    def samples(environment):
+        entities = environment.world.entities
+        return torch.cat([torch.cat([e.state.pos, e.state.vel, e.state.rot], -1)[reset] for e in entities], -1)
+
+    one, other = samples(ours).T, samples(stock).T
+    random = [(x, y) for x, y in zip(one, other) if x.unique().numel() > 1]
+    assert random
+    for x, y in zip(one, other):
+        # One in 200 runs of all of these would fail by chance; the seeds are fixed.
+        assert ks_2samp(x.numpy(), y.numpy()).pvalue > 0.005 / len(one)
+
+
+def test_distances_between_agents_have_the_distribution_of_vmas():
+    n = 400
+    ours, stock = simulator(make_vmas_env("navigation", n, seed=1)), vmas.make_env("navigation", n, seed=2)
+    reset_rows(ours, torch.arange(n) % 2 == 0)
+    for index in range(0, n, 2):
+        stock.reset_at(index, return_observations=False)
+    one, other = (
+        torch.linalg.vector_norm(env.agents[0].state.pos - env.agents[1].state.pos, dim=-1)[::2].numpy()
+        for env in (ours, stock)
+    )
+    assert ks_2samp(one, other).pvalue > 0.005

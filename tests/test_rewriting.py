@@ -1,0 +1,178 @@
+import inspect
+import traceback
+
+import pytest
+import torch
+
+from torchrl_bicnet.envs.rewriting import rewritten, rewritten_class
+
+OUTSIDE = 3.0
+
+
+class Plain:
+    """What is written in scenarios, and more."""
+
+    def __init__(self):
+        self.coefficient = 2.0
+
+    def assign(self, x, y, mask):
+        x[mask] = 0.5
+        x[~mask] = y[~mask]
+        x[mask] = -y[mask] * self.coefficient + OUTSIDE
+        return x
+
+    def augment(self, x, y, mask):
+        x[mask] += 1
+        x[mask] -= torch.tensor(0.25)
+        x[mask & (y > 0)] *= y[mask & (y > 0)] - 2 * x[mask & (y > 0)]
+        x[mask] /= self.coefficient
+        return x
+
+    def rows(self, x, y, mask):
+        x[mask[:, 0]] = torch.tensor([1.0, 2.0, 3.0])
+        x[:, 1][mask[:, 1]] = y[:, 0][mask[:, 1]]
+        x[0] += y[1]
+        x[2:, 0] = 7
+        x[mask.nonzero()[:2, 0], 1] = 4.0
+        return x
+
+    def otherwise(self, x, y, mask):
+        x[mask] = y[mask].sort().values  # as many as there are
+        x[mask] += y[mask].exp()
+        table = {}
+        table["x"] = x
+        return table["x"]
+
+    def choose(self, x, y, mask):
+        chosen = torch.where(mask, 0.0, x) + torch.where(y > 0, y, 1e-8)
+        return chosen + torch.where(mask, x, y) + torch.where(mask, 1, 2)
+
+    def constants(self, x, y, mask):
+        made = torch.tensor([0.5, 1, 2])
+        made += 1  # the next is a fresh one
+        whole = torch.tensor([1, 2, 3]), torch.tensor([True, False, True]), torch.tensor(1.5, dtype=torch.float64)
+        return torch.stack([made, torch.tensor([0.5, 1, 2]), *whole[:2], whole[2] * made])
+
+    def inner(self, x, y, mask, *, scale=2.0):
+        def add(z):
+            z[mask] += scale
+            return z
+
+        return add(x)
+
+
+METHODS = [name for name, value in vars(Plain).items() if inspect.isfunction(value) and name != "__init__"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("none", [False, True])
+def test_outputs_are_the_same(name, none):
+    torch.manual_seed(0)
+    x, y, mask = torch.randn(5, 3), torch.randn(5, 3), (torch.rand(5, 3) > 0.5) & (not none)
+    x[0, 0], y[1, 1] = -0.0, torch.nan
+    steady = Plain()
+    steady.__class__ = rewritten_class(Plain)
+    alias = x.clone()
+    for _ in range(2):
+        expected = getattr(Plain(), name)(x.clone(), y, mask)
+        found = getattr(steady, name)(alias, y, mask)
+        assert expected.dtype == found.dtype
+        assert torch.equal(expected.nan_to_num(nan=9.0), found.nan_to_num(nan=9.0))
+        assert torch.equal(expected.signbit(), found.signbit())
+        alias = x.clone()
+
+
+def test_writes_are_in_place():
+    x = torch.zeros(3)
+    view = x[:2]
+    rewritten(Plain.assign)(Plain(), view, torch.ones(2), torch.tensor([True, False]))
+    assert x.tolist() == [1.0, 1.0, 0.0]
+
+
+class Child(Plain):
+    def assign(self, x, y, mask):
+        x = super().assign(x, y, mask)
+        x[mask] += 1
+        return x
+
+    def __secret(self, x, mask):
+        x[mask] += 1
+        return x
+
+    def reveal(self, x, mask):
+        return self.__secret(x, mask)
+
+
+def test_inheritance_and_names_mangled_by_the_class():
+    child = Child()
+    child.__class__ = rewritten_class(Child)
+    mask = torch.tensor([True, False])
+    assert child.assign(torch.zeros(2), torch.ones(2), mask).tolist() == [2.0, 1.0]
+    assert child.reveal(torch.zeros(2), mask).tolist() == [1.0, 0.0]
+    assert isinstance(child, Child)
+    assert type(child).__name__ == "Child"
+    assert Child.assign.__code__.co_freevars == ("__class__",)  # as it was
+
+
+def test_what_stays():
+    def nothing(x):
+        return x + 1
+
+    @torch.no_grad()
+    def decorated(x, mask):
+        x[mask] += 1
+
+    scope = {}
+    exec("def unread(x, mask):\n    x[mask] += 1", scope)
+    for function in (nothing, decorated, scope["unread"]):
+        assert rewritten(function) is function
+
+
+class World:
+    device = torch.device("cpu")
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def collides(self, a, b):
+        return self.answers[a, b]
+
+
+class SteadyWorld(World):
+    def near(self, a, b):
+        return torch.tensor(self.answers[a, b]) if a < b else None
+
+
+class Asking:
+    def penalise(self, world, x, mask):
+        for a in range(2):
+            if world.collides(a, 1):
+                penalty = a + 1
+                if a == 0:
+                    penalty = 10
+                x[mask] -= penalty
+                x[0] = 5
+        assert (x < 100).all(), "too large"
+        return x
+
+
+def test_questions_about_contacts_and_assertions():
+    mask = torch.tensor([False, True, True])
+    for answers in ({(0, 1): True, (1, 1): False}, {(0, 1): False, (1, 1): True}, {(0, 1): False, (1, 1): False}):
+        expected = Asking().penalise(World(answers), torch.zeros(3), mask)
+        assert torch.equal(rewritten(Asking.penalise)(Asking(), World(answers), torch.zeros(3), mask), expected)
+        found = rewritten(Asking.penalise)(Asking(), SteadyWorld({**answers, (1, 1): False}), torch.zeros(3), mask)
+        expected = Asking().penalise(World({**answers, (1, 1): False}), torch.zeros(3), mask)
+        assert torch.equal(found, expected)
+    large = (Asking(), World({(0, 1): False, (1, 1): False}), torch.full((3,), 100.0), mask)
+    rewritten(Asking.penalise)(*large)
+    with pytest.raises(AssertionError, match="too large"):
+        rewritten(Asking.penalise, checks=True)(*large)
+
+
+def test_errors_point_to_the_source():
+    with pytest.raises(TypeError) as caught:
+        rewritten(Plain.augment)(Plain(), None, None, None)
+    frames = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.name == "augment"]
+    assert frames[-1].filename == __file__
+    assert "x[mask] += 1" in frames[-1].line

@@ -1,0 +1,334 @@
+"""VMAS's own source with the forms that make the host wait replaced by forms with the same outputs that do not.
+
+VMAS and its scenarios are written for a CPU. On a GPU some of what they do each step makes the host wait for the
+device, and cannot be captured in a graph:
+
+| form                         | why it waits                     | written as                            |
+| ---------------------------- | -------------------------------- | ------------------------------------- |
+| ``x[mask] = c``              | a number is copied to the device | ``x.masked_fill_(mask, c)``           |
+| ``x[mask] += c``             | the rows of the mask are counted | ``where(mask, x + c, x)`` into ``x``  |
+| ``x[mask] = -y[mask]``       | the same, twice                  | ``where(mask, -y, x)`` into ``x``     |
+| ``x[:, 0] = c``              | a number is copied to the device | ``x[:, 0].fill_(c)``                  |
+| ``torch.tensor(c)``          | a number is copied to the device | a copy of a tensor made before        |
+| ``torch.where(mask, c, x)``  | a tensor is made of a number     | ``x.masked_fill(mask, c)``            |
+| ``assert mask.all()``        | a tensor is read                 | left out, unless asked for            |
+| ``if world.collides(a, b):`` | a tensor is read                 | a mask more on what is written inside |
+
+and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by the same mask.
+The values are equal to the bit: nothing is computed otherwise, only more widely. A mask written at run time by anything
+but a boolean tensor, or a value that is neither a number nor gathered with the same mask, takes the old form. The new
+functions live on a subclass made for the object at hand; VMAS's classes and modules stay as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import operator
+import re
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
+    ast.Add: ("add", "iadd"),
+    ast.Sub: ("sub", "isub"),
+    ast.Mult: ("mul", "imul"),
+    ast.Div: ("truediv", "itruediv"),
+}
+
+
+def rewritten_class(cls: type, *, checks: bool = False, **names: Any) -> type:
+    """A subclass of ``cls`` with its functions, and those it inherits, rewritten.
+
+    Args:
+        cls (type): the class. Where the source of a function cannot be read, the function stays.
+
+    Keyword Args:
+        checks (bool): keeps assertions about tensors. Defaults to ``False``.
+        **names: what global names mean inside the rewritten functions.
+
+    Returns:
+        type: of the same name, module and documentation.
+    """
+    attributes: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        attributes.update(vars(owner))
+    new: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    for name, function in attributes.items():
+        if isinstance(function, types.FunctionType) and name not in (
+            "__init__",
+            "make_world",
+            "render",
+            "extra_render",
+        ):
+            other = rewritten(function, checks=checks, **names)
+            if other is not function:
+                new[name] = other
+    return type(cls.__name__, (cls,), new)
+
+
+def rewritten(function: types.FunctionType, *, checks: bool = False, **names: Any) -> types.FunctionType:
+    """The function with the forms of this room's table replaced, or itself where there is nothing to replace."""
+    if hasattr(function, "__wrapped__"):  # its source would be that of the function inside
+        return function
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        return function
+    # A name mangled by its class would not be found outside of it.
+    if any(not name.endswith("__") for name in re.findall(r"\b__\w+", source)):
+        return function
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+    names = {**HELPERS, **{name: value for name, value in names.items() if name not in cells}}
+    first_line = function.__code__.co_firstlineno
+    code = _rewritten_code(source, function.__code__.co_filename, first_line, (*cells, *names), checks)
+    if code is None:
+        return function
+    cells.update({name: v if isinstance(v, types.CellType) else types.CellType(v) for name, v in names.items()})
+    closure = tuple(cells[name] for name in code.co_freevars)
+    new = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    new.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(new, function)
+    return new
+
+
+@functools.cache
+def _rewritten_code(
+    source: str, filename: str, first_line: int, names: tuple[str, ...], checks: bool
+) -> types.CodeType | None:
+    tree = ast.parse(source)
+    (definition,) = tree.body
+    if not isinstance(definition, ast.FunctionDef):
+        return None
+    definition.decorator_list = []
+    # Names that the function closes over, and ours, are arguments of a function around it.
+    parameters = [ast.arg(name) for name in names]
+    around = ast.FunctionDef("around", ast.arguments([], parameters, None, [], [], None, []), [], [])
+    around.body = [_Rewriter(checks).visit(definition), ast.Return(ast.Name(definition.name, ast.Load()))]
+    module = ast.fix_missing_locations(ast.Module([around], []))
+    ast.increment_lineno(module, first_line - 1)
+    # Taken from inside the compiled function, which is never run: defaults and decorators are those of the original.
+    code: Any = compile(module, filename, "exec", dont_inherit=True)
+    for name in ("around", definition.name):
+        code = next(part for part in code.co_consts if isinstance(part, types.CodeType) and part.co_name == name)
+    return code if set(code.co_freevars) & set(names) else None
+
+
+class _Rewriter(ast.NodeTransformer):
+    def __init__(self, checks: bool) -> None:
+        self.checks = checks
+        self.near: list[str] = []  # names of the tensors that say whether the entities of the `if`s around are near
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST | None:
+        of_tensors = any(
+            isinstance(part, ast.Attribute) and part.attr in ("all", "any") for part in ast.walk(node.test)
+        )
+        return None if of_tensors and not self.checks else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.func) in ("torch.tensor", "torch.where"):
+            node.func = ast.Name(ast.unparse(node.func).replace("torch.", "steady_"), ast.Load())
+        return node
+
+    def visit_If(self, node: ast.If) -> Any:
+        test = node.test
+        if (
+            not (isinstance(test, ast.Call) and isinstance(test.func, ast.Attribute) and test.func.attr == "collides")
+            or len(test.args) != 2
+            or node.orelse
+            or not _only_writes(node.body)
+        ):
+            return self.generic_visit(node)
+        name = f"near_{len(self.near)}"
+        near = ast.NamedExpr(ast.Name(name, ast.Store()), _call("steady_near", test.func.value, *test.args))
+        self.near.append(name)
+        self.generic_visit(node)
+        self.near.pop()
+        node.test = ast.Compare(near, [ast.IsNot()], [ast.Constant(None)])
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if len(node.targets) > 1 or not isinstance(target, ast.Subscript):
+            return node
+        return self._write(target, node.value, ast.Constant(None), node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS:
+            return node
+        return self._write(node.target, node.value, ast.Constant(_OPERATORS[type(node.op)][0]), node)
+
+    def _write(self, target: ast.Subscript, value: ast.expr, op: ast.expr, node: ast.AST) -> ast.AST:
+        index = _Slices().visit(target.slice)
+        whole = _Whole(target.slice)
+        everywhere = whole.visit(ast.parse(ast.unparse(value), mode="eval").body)
+        parts: ast.expr = ast.Constant(None)
+        if whole.found and whole.possible:
+            leaves = ast.Tuple(whole.leaves, ast.Load())
+            parts = ast.Tuple([leaves, _lambda(everywhere)], ast.Load())
+        near = ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load())
+        write = ast.Expr(_call("steady_write", target.value, index, _lambda(value), op, parts, near))
+        return ast.fix_missing_locations(ast.copy_location(write, node))
+
+
+class _Slices(ast.NodeTransformer):
+    """``1:`` as an expression that can stand outside of brackets."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        return node
+
+    def visit_Slice(self, node: ast.Slice) -> ast.AST:
+        return _call("steady_slice", *(part or ast.Constant(None) for part in (node.lower, node.upper, node.step)))
+
+
+class _Whole(ast.NodeTransformer):
+    """``y[mask] - 2 * z[mask]`` without the masks: arithmetic whose other leaves are, at run time, numbers."""
+
+    def __init__(self, index: ast.expr) -> None:
+        self.index = ast.unparse(index)
+        self.leaves: list[ast.expr] = []
+        self.found = False
+        # Evaluated once instead of several times.
+        self.possible = not any(isinstance(part, ast.Call) for part in ast.walk(index))
+
+    def visit(self, node: Any) -> Any:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.slice) == self.index:
+            self.found = True
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            node.operand = self.visit(node.operand)
+        elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            node.left, node.right = self.visit(node.left), self.visit(node.right)
+        else:
+            self.leaves.append(node)
+            self.possible = self.possible and isinstance(node, (ast.Constant, ast.Name, ast.Attribute))
+        return node
+
+
+def _only_writes(body: list[ast.stmt]) -> bool:
+    """Whether statements set local names and entries of tensors, and nothing else."""
+    for node in body:
+        if isinstance(node, ast.If):
+            if not _only_writes(node.body + node.orelse):
+                return False
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not isinstance(node, (ast.Assign, ast.AugAssign)) or not all(
+            isinstance(target, (ast.Name, ast.Subscript)) for target in targets
+        ):
+            return False
+    return True
+
+
+def _lambda(body: ast.expr) -> ast.Lambda:
+    return ast.Lambda(ast.arguments([], [], None, [], [], None, []), body)
+
+
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+
+
+def _write(
+    x: Any,
+    index: Any,
+    value: Callable[[], Any],
+    op: str | None,
+    whole: tuple[tuple[Any, ...], Callable[[], Any]] | None,
+    near: tuple[Tensor, ...],
+) -> None:
+    """``x[index] = value()``, or with ``op`` ``x[index] op= value()``, in the environments of ``near``."""
+    masked = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
+    mask = functools.reduce(operator.and_, near, index) if masked else index
+    if masked and whole is not None and all(_is_number(leaf) for leaf in whole[0]):
+        new = whole[1]()
+    else:
+        new = value()
+        masked = masked and (_is_number(new) or (isinstance(new, Tensor) and new.ndim <= x.ndim - index.ndim))
+    if not masked:
+        if not all(near):
+            return
+        if op is None and _is_basic(index) and isinstance(x, Tensor) and isinstance(new, (bool, int, float)):
+            x[index].fill_(new)
+            return
+        x[index] = new if op is None else getattr(operator, f"i{op}")(x[index], new)
+        return
+    if mask.ndim < x.ndim:
+        mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    if op is not None:
+        new = getattr(operator, op)(x, new)
+    elif not isinstance(new, Tensor):
+        x.masked_fill_(mask, new)
+        return
+    if isinstance(new, Tensor) and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
+        torch.where(mask, new, x, out=x)
+    else:
+        x.copy_(torch.where(mask, new, x))
+
+
+def _is_basic(index: Any) -> bool:
+    if isinstance(index, tuple):
+        return all(_is_basic(part) for part in index)
+    return index is Ellipsis or (isinstance(index, (int, slice)) and not isinstance(index, bool))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def _where(condition: Tensor, *values: Any, **options: Any) -> Any:
+    if len(values) == 2 and not options:
+        for value, other, chosen in ((*values, True), (*values[::-1], False)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and isinstance(other, Tensor) and other.is_floating_point():
+                return other.masked_fill(condition if chosen else ~condition, value)
+    return torch.where(condition, *values, **options)
+
+
+def _tensor(data: Any, *, dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
+    """``torch.tensor`` that makes a constant once; each call returns a copy, which its caller may change."""
+    frozen = _frozen(data)
+    if frozen is None or options or torch.get_default_dtype() != torch.float32:
+        return torch.tensor(data, dtype=dtype, device=device, **options)
+    return _constant(*frozen, dtype, None if device is None else torch.device(device)).clone()
+
+
+@functools.lru_cache(maxsize=4096)
+def _constant(data: Any, kinds: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    return torch.tensor(data, dtype=dtype, device=device)
+
+
+def _frozen(data: Any) -> tuple[Any, Any] | None:
+    """The numbers in ``data`` and their types, hashable; ``None`` if it holds something else."""
+    if isinstance(data, (bool, int, float)):
+        return data, type(data)
+    if not isinstance(data, (list, tuple)):
+        return None
+    parts = [_frozen(part) for part in data]
+    if any(part is None for part in parts):
+        return None
+    return tuple(part[0] for part in parts if part), tuple(part[1] for part in parts if part)
+
+
+def _near(world: Any, a: Any, b: Any) -> Tensor | None:
+    """Whether a and b are near in any environment; ``None`` if they cannot collide."""
+    if hasattr(world, "near"):
+        return world.near(a, b)
+    return torch.ones((), dtype=torch.bool, device=world.device) if world.collides(a, b) else None
+
+
+HELPERS: dict[str, Any] = {
+    "steady_write": _write,
+    "steady_where": _where,
+    "steady_tensor": _tensor,
+    "steady_near": _near,
+    "steady_slice": slice,
+}

@@ -1,0 +1,220 @@
+"""Pictures of VMAS worlds, without a display."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec, module_from_spec
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import vmas.simulator
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.envs import EnvBase
+from vmas.simulator.core import Agent
+from vmas.simulator.environment import Environment
+
+from torchrl_bicnet.envs.vmas import _RandomStream
+from torchrl_bicnet.modules import find_group
+from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
+
+if TYPE_CHECKING:
+    from torchrl_bicnet.rendering.canvas import Canvas
+
+MAX_WIDTH = 10_000
+GAP = 2  # pixels between the pictures of a mosaic
+
+
+@torch.no_grad()
+def render(
+    env: Any,
+    env_index: int | Sequence[int] = 0,
+    *,
+    width: int | None = None,
+    columns: int | None = None,
+    agent_index_focus: int | None = None,
+    influence: Tensor | None = None,
+    group: NestedKey | None = None,
+) -> np.ndarray:
+    """Draw VMAS worlds, in a process without a display.
+
+    VMAS's own drawing code decides what is drawn and where the camera is, for any scenario, yours too; only its calls
+    of OpenGL end in a picture in memory. The simulation is left as it is, its random stream and the global ones too.
+
+    Args:
+        env: an environment of :func:`~torchrl_bicnet.make_vmas_env`, or anything with a VMAS ``Environment`` inside.
+        env_index (int or sequence of int): which of the vectorised environments; several make a mosaic.
+
+    Keyword Args:
+        width (int, optional): of one environment's picture, in pixels; the height follows from the scenario's
+            ``viewer_size``. ``None``: the width of ``viewer_size``, 700 in most scenarios.
+        columns (int, optional): of the mosaic. ``None``: as near to a square as can be.
+        agent_index_focus (int, optional): the camera stays on this agent. ``None``: it shows all agents.
+        influence (Tensor, optional): who influences whom, not negative, ``(N, N)`` or ``(num_envs, N, N)``: row i is
+            agent i's action, column j agent j's observation. An arrow from j to i is as wide and as opaque as the
+            entry is large, compared to the largest entry off the diagonal of this environment's matrix. How much an
+            agent is moved by what it sees itself is not drawn.
+        group (NestedKey, optional): whose ``N`` agents ``influence`` is about. ``None``: the only group.
+
+    Returns:
+        ndarray: ``(H, W, 3)`` uint8.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+        TypeError: if there is no VMAS environment inside ``env``, or ``influence`` is not a real tensor.
+        ValueError: for an index, a size, a shape or a group that is not there; the message has what was found.
+
+    Example:
+        >>> from torchrl_bicnet import make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=6, n_agents=3)
+        >>> render(env, 4).shape
+        (700, 700, 3)
+        >>> render(env, range(6), width=100, influence=torch.rand(3, 3)).shape  # two rows of three
+        (202, 304, 3)
+    """
+    environment = vmas_environment(env)
+    indices = check_drawing(environment, env_index, width, columns, agent_index_focus)
+    if influence is None:
+        return mosaic([_draw(environment, index, width, agent_index_focus) for index in indices], columns)
+    agents = _agents(env, environment, group)
+    strength = arrow_strength(influence, environment.num_envs, len(agents))
+    pictures = [_draw(environment, index, width, agent_index_focus, agents, strength[index]) for index in indices]
+    return mosaic(pictures, columns)
+
+
+def mosaic(pictures: Sequence[np.ndarray], columns: int | None) -> np.ndarray:
+    """Pictures of one size, row by row, on grey; places left over are white."""
+    columns = min(len(pictures), columns or int(np.ceil(len(pictures) ** 0.5)))
+    rows = -(-len(pictures) // columns)
+    height, width, _ = pictures[0].shape
+    size = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
+    result = np.full(size, 128, dtype=np.uint8)
+    for place in range(rows * columns):
+        top, left = place // columns * (height + GAP), place % columns * (width + GAP)
+        result[top : top + height, left : left + width] = pictures[place] if place < len(pictures) else 255
+    return result
+
+
+def vmas_environment(env: Any) -> Environment:
+    """The VMAS environment inside TorchRL's transforms and wrappers, or VMAS's own."""
+    inner = env
+    while not isinstance(inner, Environment):
+        deeper = (getattr(inner, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
+        inner = next((layer for layer in deeper if layer is not None and layer is not inner), None)
+        if inner is None:
+            raise TypeError(f"There is no VMAS environment inside {type(env).__name__}; make one with make_vmas_env.")
+    return inner
+
+
+def check_drawing(
+    environment: Environment,
+    env_index: int | Sequence[int],
+    width: int | None,
+    columns: int | None,
+    agent_index_focus: int | None,
+) -> list[int]:
+    """The environments to draw; an error for what cannot be drawn."""
+    indices = list(env_index) if isinstance(env_index, Sequence) else [env_index]
+    if not indices:
+        raise ValueError("env_index must name at least one environment, found none.")
+    for index in indices:
+        check_whole_number("env_index", index, 0, environment.num_envs - 1)
+    for name, value, low, high in (
+        ("width", width, 1, MAX_WIDTH),
+        ("columns", columns, 1, len(indices)),
+        ("agent_index_focus", agent_index_focus, 0, environment.n_agents - 1),
+    ):
+        if value is not None:
+            check_whole_number(name, value, low, high)
+    if find_spec("matplotlib") is None:
+        raise ImportError("Drawing needs Matplotlib: pip install matplotlib.")
+    return indices
+
+
+def check_whole_number(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """A ValueError that names the value unless it is in the range."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be a whole number {expected}, found {value!r}.")
+
+
+def _agents(env: Any, environment: Environment, group: NestedKey | None) -> list[Agent]:
+    if isinstance(env, EnvBase):
+        names = env.group_map[find_group(env, group)]
+        return [agent for name in names for agent in environment.agents if agent.name == name]
+    if group is not None:
+        raise ValueError(f"{type(env).__name__} has no groups of agents, found group={group!r}.")
+    return environment.agents
+
+
+def _draw(
+    environment: Environment,
+    index: int,
+    width: int | None,
+    agent_index_focus: int | None,
+    agents: Sequence[Agent] = (),
+    strength: Tensor | None = None,
+) -> np.ndarray:
+    # Here, so that the package imports without Matplotlib, and quickly with it.
+    from torchrl_bicnet.rendering.canvas import Canvas
+
+    window_width, window_height = environment.scenario.viewer_size
+    scale = 1.0 if width is None else width / window_width
+    canvas = Canvas(round(window_width * scale), max(round(window_height * scale), 1), scale)
+    # A viewer of its own, so that one that shows this environment in a window is left alone.
+    painted = copy.copy(environment)
+    painted.viewer, painted.visible_display = None, None
+    with _drawing_on(canvas), _RandomStream(0, environment.device):
+        Environment.render.__wrapped__(painted, mode="human", env_index=index, agent_index_focus=agent_index_focus)
+    if strength is not None:
+        camera = painted.viewer.transform  # from the world to pixels of the window
+        positions = torch.stack([agent.state.pos[index] for agent in agents]).double().cpu().numpy()
+        radii = [agent.shape.circumscribed_radius() * camera.scale[0] for agent in agents]
+        draw_arrows(canvas, positions * camera.scale + camera.translation, radii, strength.numpy())
+    return canvas.array()
+
+
+@contextmanager
+def _drawing_on(canvas: Canvas) -> Iterator[None]:
+    """VMAS's rendering module, executed anew over the canvas, takes the place of the one that needs a display."""
+    import matplotlib
+
+    def get_cmap(name: str, size: int) -> Any:
+        """As VMAS 1.5 asks for it; Matplotlib 3.9 removed it."""
+        return matplotlib.colormaps[name].resampled(size)
+
+    name = "vmas.simulator.rendering"
+    with _in_place_of(*((sys.modules, *module) for module in canvas.pyglet().items())):
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"VMAS has no module {name}.")
+        rendering = module_from_spec(spec)
+        spec.loader.exec_module(rendering)
+        with _in_place_of(
+            (sys.modules, name, rendering),
+            (vars(vmas.simulator), "rendering", rendering),
+            (vars(matplotlib.cm), "get_cmap", get_cmap),
+        ):
+            yield
+
+
+@contextmanager
+def _in_place_of(*entries: tuple[dict[str, Any], str, Any]) -> Iterator[None]:
+    """Set entries of dictionaries for a while."""
+    before = [(names, name, name in names, names.get(name)) for names, name, _ in entries]
+    try:
+        for names, name, value in entries:
+            names[name] = value
+        yield
+    finally:
+        for names, name, was_there, value in before:
+            if was_there:
+                names[name] = value
+            else:
+                del names[name]
