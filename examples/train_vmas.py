@@ -290,9 +290,11 @@ def check(options: Options) -> None:
         raise ValueError(
             f"{', '.join(ours)}: options of this script, not of the scenario (--{ours[0].replace('_', '-')})."
         )
-    for name in ("actor_lr", "critic_lr", "max_grad_norm"):
+    for name in ("actor_lr", "critic_lr"):
         if not 0 < getattr(options, name) < float("inf"):
             raise ValueError(f"{name} must be above 0 and finite, found {getattr(options, name)}.")
+    if not options.max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be above 0, found {options.max_grad_norm}.")
     for name in ("gamma", "tau", "sigma_fraction"):
         if not 0 <= getattr(options, name) <= 1:
             raise ValueError(f"{name} must be between 0 and 1, found {getattr(options, name)}.")

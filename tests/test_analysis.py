@@ -212,7 +212,7 @@ class TestOrders:
             order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=0, max_orders=1)
         with pytest.raises(TypeError, match=r"max_orders must be an integer, found 2\.5"):
             order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=0, max_orders=2.5)
-        with pytest.raises(TypeError, match=r"seed must be an integer, found None"):
+        with pytest.raises(TypeError, match="seed must be an integer, found None"):
             order_sensitivity(env, BiCNetActor.from_env(env), max_steps=2, seed=None)
         with pytest.raises(TypeError, match="policy must be a TensorDict module, found function"):
             order_sensitivity(env, lambda td: td, max_steps=2, seed=0)

@@ -240,7 +240,7 @@ class TestItDisturbsNothing:
 
 class TestPairedDifference:
     def test_only_evaluations(self):
-        with pytest.raises(TypeError, match="must be an Evaluation, found"):
+        with pytest.raises(TypeError, match="first must be an Evaluation, found"):
             paired_difference({}, {})
 
     def test_by_hand(self):

@@ -10,7 +10,9 @@ import hashlib
 import inspect
 import io
 import json
+import runpy
 import shutil
+import sys
 import traceback
 import zipfile
 from collections.abc import Callable
@@ -21,22 +23,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tyro
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
+from torchrl import torchrl_logger
 from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ExplorationType, PendulumEnv, set_exploration_type
 
 import torchrl_bicnet as bicnet
-from examples import train_vmas
+from examples import evaluate_vmas, train_vmas
 from torchrl_bicnet.envs import WorldSnapshot
 
 OURS = [Path(bicnet.__file__).parent, Path(train_vmas.__file__).parent]
+TRAIN, EVALUATE = train_vmas.__file__, evaluate_vmas.__file__
 N_AGENTS, N_INPUTS, N_ACTIONS, MAX_STEPS = 3, 18, 2, 3
 
 # By whom it was misused, all different messages
@@ -623,7 +626,10 @@ def rollouts(function, **more):
     """Wrong arguments that evaluate and what calls it share."""
     good = {"env": env(), "policy": actor(), "max_steps": MAX_STEPS, "seed": 0} | more
     no_policy = st.sampled_from([None, 3, "actor", {}, TensorDict()])
-    options = {"max_steps": NO_COUNT, "seed": NO_SEED if function is bicnet.evaluate else NO_SEED | st.none()}
+    options = {
+        "max_steps": NO_COUNT,
+        "seed": NO_SEED if function in (bicnet.evaluate, bicnet.record) else NO_SEED | st.none(),
+    }
     return one_wrong(function, good, (env(), actor()), env=NO_ENV, policy=no_policy, **options)
 
 
@@ -750,7 +756,10 @@ def orders():
         order.map(
             lambda order: Misuse(
                 lambda: entered(bicnet.reorder, net(), order),
-                ("order", (type(order).__name__, str(order.tolist() if isinstance(order, Tensor) else order))),
+                (
+                    "order",
+                    (type(order).__name__, repr(order), str(order.tolist() if isinstance(order, Tensor) else order)),
+                ),
                 (net(),),
             )
         ),
@@ -1177,6 +1186,90 @@ def runs(root: Path):
     )
 
 
+def drawings():
+    """Wrong options of render, and of record, which hands them on."""
+    arrows = st.one_of(
+        tensor_strategy(SHAPES.filter(lambda shape: tuple(shape) not in ((3, 3), (2, 3, 3)))),
+        st.sampled_from([torch.full((3, 3), -1.0), torch.full((3, 3), torch.nan), torch.zeros(3, 3) * 1j]).map(
+            lambda x: (x, (str(x.tolist()), "tensor"))
+        ),
+        st.sampled_from([3, "x", [[1.0]]]).map(lambda x: (x, said(x))),
+    )
+    numbers = {
+        "width": NO_COUNT.filter(lambda value: value is not None),
+        "columns": (NO_COUNT | st.integers(min_value=2)).filter(lambda value: value is not None),
+        "agent_index_focus": (NO_INTEGER | st.sampled_from([-1, N_AGENTS])).filter(lambda value: value is not None),
+        "env_index": st.sampled_from([-1, 2, "0", None, 1.5, True, [0, 9], [None], {0}]),
+    }
+    return numbers, arrows
+
+
+def renderings():
+    numbers, arrows = drawings()
+    render = bicnet.render
+    return st.one_of(
+        one_wrong(render, {"env": env()}, (env(),), **numbers),
+        NO_ENV.map(lambda wrong: Misuse(lambda: render(wrong), ("VMAS", said(wrong)))),
+        arrows.map(lambda wrong: Misuse(lambda: render(env(), influence=wrong[0]), ("influence", wrong[1]), (env(),))),
+        one_wrong(partial(render, influence=torch.zeros(3, 3)), {"env": env()}, (env(),), group=NO_KEY | WORD),
+    )
+
+
+def recordings():
+    numbers, arrows = drawings()
+    good = {"env": env(), "policy": actor(), "max_steps": MAX_STEPS}
+    return st.one_of(
+        rollouts(bicnet.record),
+        one_wrong(bicnet.record, good, (env(), actor()), **numbers),
+        arrows.map(
+            lambda wrong: Misuse(
+                lambda: bicnet.record(**good, influence=wrong[0]), ("influence", wrong[1]), (env(), actor())
+            )
+        ),
+        st.just(Misuse(lambda: bicnet.record(**good, env_index=[]), ("env_index", "none"), (env(), actor()))),
+    )
+
+
+def films(root: Path):
+    folder = root / "films"
+    folder.mkdir(exist_ok=True)
+    frame = np.zeros((4, 6, 3), dtype=np.uint8)
+    frames = st.sampled_from(
+        [
+            (None, "None"),
+            (3, "3"),
+            ("x", "x"),
+            ([], "none"),
+            ([None], "None"),
+            ([[1]], "[1]"),
+            ([frame.astype(float)], "float64"),
+            ([frame[0]], "(6, 3)"),
+            ([frame, frame[:2]], "(2, 6, 3)"),
+            ([frame[:, :, :2]], "(4, 6, 2)"),
+            ([frame[:0]], "(0, 6, 3)"),
+        ]
+    )
+    save = bicnet.save_film
+    rates = NO_NUMBER | st.sampled_from([0.0, -1.0, float("nan"), float("inf"), 51.0])
+    return st.one_of(
+        st.builds(
+            lambda case, suffix: Misuse(
+                lambda: save(case[0], folder / f"film{suffix}"), (("frame", "Frame"), case[1]), (root,)
+            ),
+            frames,
+            st.sampled_from([".gif", ".mp4"]),
+        ),
+        one_wrong(save, {"frames": [frame], "path": folder / "film.gif"}, (root,), fps=rates),
+        one_wrong(save, {"frames": [frame]}, (root,), path=st.sampled_from([None, 3, [frame]])),
+        WORD.map(lambda word: Misuse(lambda: save([frame], folder / f"film.{word}"), (word, ".gif"), (root,))),
+        WORD.map(
+            lambda word: Misuse(
+                lambda: save([frame], folder / word / "film.gif"), (word,), (root,), (FileNotFoundError,)
+            )
+        ),
+    )
+
+
 STRATEGIES: dict[str, Callable[..., st.SearchStrategy[Misuse]]] = {
     "AttentionCommunication": attention,
     "BiCNet": bicnet_net,
@@ -1210,8 +1303,11 @@ STRATEGIES: dict[str, Callable[..., st.SearchStrategy[Misuse]]] = {
     "plot_influence": plotted_matrices,
     "plot_learning_curves": plotted_curves,
     "plot_order_sensitivity": lambda: plotted(bicnet.plot_order_sensitivity, "sensitivity"),
+    "record": recordings,
+    "render": renderings,
     "reorder": orders,
     "restore": restores,
+    "save_film": films,
     "snapshot": snapshots,
     "verify_checkpoint": verifications,
     "visited_states": visits,
@@ -1232,7 +1328,8 @@ def options():
         "num-cells": counts.filter(bool),
         "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
         **dict.fromkeys(("gamma", "tau", "sigma-fraction"), fractions),
-        **dict.fromkeys(("actor-lr", "critic-lr", "max-grad-norm"), above_0),
+        **dict.fromkeys(("actor-lr", "critic-lr"), above_0),
+        "max-grad-norm": above_0.filter(lambda value: value != "inf"),
         "sigma-start": st.sampled_from(["x", "nan", "inf", "-1", "0"]),
         "sigma-end": st.sampled_from(["x", "nan", "inf", "-1", "7"]),
         **dict.fromkeys(("scenario", "device", "communication", "logger", "checkpoint-buffer"), WORD),
@@ -1244,14 +1341,19 @@ def options():
             st.builds(lambda name, value: [f"--{name}", *value.split()], st.just(name), values)
             for name, values in values.items()
         ]
-    ) | WORD.map(lambda word: [f"--{word}", "1"])
+    ) | WORD.filter(lambda word: word not in values).map(lambda word: [f"--{word}", "1"])
 
 
-def script(arguments: list[Any]) -> str:
-    """What train_vmas.py says when it refuses its arguments; in this process."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as exit:
-        train_vmas.main(tyro.cli(train_vmas.Arguments, args=list(map(str, arguments))))
+def script(path: str, arguments: list[Any]) -> str:
+    """What a script says when it refuses its arguments; in this process."""
+    said, before = io.StringIO(), sys.argv
+    sys.argv = [path, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as exit:
+            runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+        torchrl_logger.setLevel("INFO")
     # tyro's own refusals end with 2, those of the script with a line.
     assert exit.value.code == 2 or exit.value.code.startswith("error: "), exit.value.code
     assert "Traceback" not in said.getvalue()
@@ -1271,47 +1373,81 @@ def finished(root):
     return folder
 
 
-def damages(folder: Path):
-    """Ways to damage a run folder, each with what the script must say about it."""
+def broken(folder: Path):
+    """Damages to a run folder that no script can do with: a file, its contents and what a message must say."""
     newest = max((folder / "checkpoints").glob("*.torchrl")).relative_to(folder)
     content = (folder / newest).read_bytes()
     about = json.loads((folder / "run.json").read_text())
 
-    def write(file, data, *says):
-        return file, data, says
+    def options(changed, *says):
+        return "run.json", json.dumps(about | {"options": changed}).encode(), says
 
-    def changed(change):
-        return write("run.json", json.dumps(about | {"options": about["options"] | change}).encode(), *change)
+    def without(name):
+        return options({key: value for key, value in about["options"].items() if key != name}, name)
 
-    def lacking(name):
-        kept = {key: value for key, value in about["options"].items() if key != name}
-        return write("run.json", json.dumps(about | {"options": kept}).encode(), name)
+    def with_value(change):
+        return options(about["options"] | change, *change)
 
     types = {name: NO_NUMBER if type(value) in (int, float) else st.just(3.5) for name, value in QUICK.items()}
-    of_another_run = [{"hidden_size": 8}, {"communication": "gru"}, {"num_envs": 2}, {"scenario": "simple_spread"}]
+    changes = [
+        values.filter(lambda v: v != 1j).map(partial(lambda n, v: {n: v}, name)) for name, values in types.items()
+    ]
     return st.one_of(
-        st.sampled_from(
-            ["", "{", "null", "[]", "3", "{}", '{"options": 3}', "[" * 9999, '{"options": {"seed": 0}}']
-        ).map(lambda text: write("run.json", text.encode(), "run.json")),
-        st.binary(max_size=40).map(lambda data: write("run.json", data, "run.json")),
-        st.one_of(
-            [
-                values.filter(lambda value: not isinstance(value, complex)).map(
-                    partial(lambda n, v: changed({n: v}), name)
-                )
-                for name, values in types.items()
-            ]
+        BAD_JSON.map(lambda text: ("run.json", text.encode(), ("run.json",))),
+        st.binary(max_size=40).map(lambda data: ("run.json", data, ("run.json",))),
+        st.one_of(changes).map(with_value),
+        st.sampled_from([{"num_cells": [0]}, {"scenario": "word"}, {"scenario_options": {"word": 1}}]).map(with_value),
+        st.sampled_from(sorted(about["options"])).map(without),
+        st.sampled_from([{"hidden_size": 8}, {"communication": "gru"}, {"scenario_options": {"n_agents": 3}}]).map(
+            lambda change: (*with_value(change)[:2], (str(newest),))
         ),
-        st.sampled_from([{"seed": -1}, {"gamma": 2.0}, {"num_cells": [0]}, {"tau": float("nan")}, {"word": 1}]).map(
-            changed
-        ),
-        st.sampled_from(sorted(about["options"])).map(lacking),
-        st.sampled_from(of_another_run).map(lambda change: (*changed(change)[:2], (str(newest),))),
-        st.integers(0, len(content) - 1).map(lambda length: write(newest, content[:length], str(newest), "older")),
-        st.binary(max_size=60).map(lambda data: write(newest, data, str(newest), "older")),
-        st.just(write("checkpoints/copy.torchrl", content, "copy.torchrl", "older")),
-        st.just(write("scalars", b"", "scalars")),
+        st.integers(0, len(content) - 1).map(lambda length: (newest, content[:length], (str(newest), "older"))),
+        st.binary(max_size=60).map(lambda data: (newest, data, (str(newest), "older"))),
     )
+
+
+def damages(folder: Path):
+    """The same for going on with a run."""
+    newest = max((folder / "checkpoints").glob("*.torchrl"))
+    about = json.loads((folder / "run.json").read_text())
+    values = [{"seed": -1}, {"gamma": 2.0}, {"tau": float("nan")}]
+
+    def changed(change, *says):
+        return "run.json", json.dumps(about | {"options": about["options"] | change}).encode(), says
+
+    return st.one_of(
+        broken(folder),
+        st.sampled_from(values).map(lambda change: changed(change, *change)),
+        st.just(changed({"num_envs": 2}, newest.name, "num_envs")),
+        st.just(("checkpoints/copy.torchrl", newest.read_bytes(), ("copy.torchrl", "older"))),
+        st.just(("scalars", b"", ("scalars",))),
+    )
+
+
+def damage(finished: Path, file: str, content: bytes) -> Path:
+    """A copy of a run folder with this file in it."""
+    folder = finished.with_name("damaged_run")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished, folder)
+    if (folder / file).is_dir():
+        shutil.rmtree(folder / file)
+    (folder / file).write_bytes(content)
+    return folder
+
+
+def evaluate_options():
+    """Names and values of options of evaluate_vmas.py."""
+    counts = st.sampled_from(["x", "2.5", "", "0"]) | st.integers(max_value=-1).map(str)
+    values = {
+        **dict.fromkeys(("episodes", "picture-episodes"), counts | st.just("1")),
+        **dict.fromkeys(("film-episodes", "film-width", "film-steps", "film-columns"), counts),
+        "film-columns": st.just("7"),
+        "seed": st.sampled_from(["x", "-1", str(2**32)]),
+        **dict.fromkeys(("device", "checkpoint", "film"), WORD),
+        "output": st.just(__file__),
+    }
+    named = [values.map(partial(lambda n, v: [f"--{n}", *v.split()], name)) for name, values in values.items()]
+    return st.one_of(named) | WORD.filter(lambda word: word not in values).map(lambda word: [f"--{word}", "1"])
 
 
 @pytest.fixture(scope="module")
@@ -1344,7 +1480,7 @@ def test_misuse_is_refused_by_name(name, data, root):
 @given(arguments=options())
 def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, root):
     before = fingerprint(root)
-    said = script([*arguments, "--run-folder", root / "run"])
+    said = script(TRAIN, [*arguments, "--run-folder", root / "run"])
     name = arguments[0].removeprefix("--")
     # Without `Options.run_folder`, whose name tyro shows in every refusal.
     assert any(choice in said for choice in (name, name.replace("-", "_"), *arguments[1:])), said
@@ -1356,14 +1492,9 @@ def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments,
 @given(data=st.data())
 def test_train_vmas_does_not_resume_a_damaged_run_and_leaves_it_as_it_is(data, finished):
     file, content, says = data.draw(damages(finished))
-    folder = finished.with_name("damaged_run")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(finished, folder)
-    if (folder / file).is_dir():
-        shutil.rmtree(folder / file)
-    (folder / file).write_bytes(content)
+    folder = damage(finished, file, content)
     before = fingerprint(folder)
-    said = script(["--resume", folder / file if "copy" in str(file) else folder])
+    said = script(TRAIN, ["--resume", folder / file if "copy" in str(file) else folder])
     assert all(part in said for part in says), said
     assert fingerprint(folder) == before
     MESSAGES.setdefault("train_vmas.py --resume", set()).add(said)
@@ -1373,8 +1504,8 @@ def test_train_vmas_does_not_resume_a_damaged_run_and_leaves_it_as_it_is(data, f
 @given(word=WORD, seed=st.integers(1, 9))
 def test_train_vmas_resumes_nothing_but_a_run_with_its_own_options(word, seed, finished):
     before = fingerprint(finished.parent)
-    assert word in script(["--resume", finished / word])
-    assert "seed beside --resume" in script(["--resume", finished, "--seed", seed])
+    assert word in script(TRAIN, ["--resume", finished / word])
+    assert "seed beside --resume" in script(TRAIN, ["--resume", finished, "--seed", seed])
     assert fingerprint(finished.parent) == before
 
 
@@ -1388,7 +1519,30 @@ def test_train_vmas_restores_a_damaged_csv_file_from_the_checkpoint(row, finishe
         assert (folder / f"scalars/{name}.csv").read_text() == (finished / f"scalars/{name}.csv").read_text()
 
 
+@settings(FIXED, max_examples=40)
+@given(arguments=evaluate_options())
+def test_evaluate_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, finished):
+    before = fingerprint(finished.parent)
+    said = script(EVALUATE, [finished, *arguments])
+    name = arguments[0].removeprefix("--")
+    assert any(choice in said for choice in (name, name.replace("-", "_"))), said
+    assert fingerprint(finished.parent) == before
+    MESSAGES.setdefault("evaluate_vmas.py", set()).add(said)
+
+
+@settings(FIXED, max_examples=40)
+@given(data=st.data())
+def test_evaluate_vmas_does_not_read_a_damaged_run_and_leaves_it_as_it_is(data, finished):
+    file, content, says = data.draw(broken(finished))
+    folder = damage(finished, file, content)
+    before = fingerprint(folder)
+    said = script(EVALUATE, [folder, "--episodes", 2])
+    assert all(part in said for part in says), said
+    assert fingerprint(folder) == before
+    MESSAGES.setdefault("evaluate_vmas.py", set()).add(said)
+
+
 def test_these_were_two_hundred_and_more():
-    if len(MESSAGES) < len(STRATEGIES) + 2:
+    if len(MESSAGES) < len(STRATEGIES) + 3:
         pytest.skip("counts what the tests above found, all of them")
     assert sum(map(len, MESSAGES.values())) >= 200

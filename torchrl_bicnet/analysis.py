@@ -44,7 +44,6 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
         >>> visited_states(env, BiCNetActor.from_env(env), max_steps=5, seed=0)["agents", "observation"].shape
         torch.Size([40, 3, 18])
     """
-    check_seed(seed)
     return _evaluate_and_keep_states(env, policy, max_steps, seed)[1]
 
 
@@ -254,7 +253,7 @@ def order_sensitivity(
         OrderSensitivity: the orders, the evaluations and the spread of the actions.
 
     Raises:
-        TypeError: for a policy that is no module, or no seed.
+        TypeError: for a policy that is no TensorDict module, or ``max_orders`` or ``seed`` that are no integers.
         ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNetActor` of this group, or several for ``None``;
             if ``max_orders`` is below 2.
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
@@ -267,7 +266,6 @@ def order_sensitivity(
         (torch.Size([6, 3]), torch.Size([3]))
     """
     check_integer("max_orders", max_orders, least=2)
-    check_seed(seed)
     if group is not None:
         check_key("group", group)
     actor = _actor(policy, group)
@@ -283,11 +281,6 @@ def order_sensitivity(
     variance = torch.stack(actions).var(0, correction=0)
     name = actor.group if isinstance(actor.group, str) else "/".join(actor.group)
     return OrderSensitivity(orders, evaluations, variance.mean((0, -1)).sqrt(), name)
-
-
-def _check_seed(seed: int) -> None:
-    if seed is None:
-        raise TypeError("seed must be an integer, so that evaluations start from the same states, found None.")
 
 
 def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:
@@ -318,7 +311,7 @@ def _evaluate_and_keep_states(
 ) -> tuple[Evaluation, TensorDict]:
     if not isinstance(policy, TensorDictModuleBase):
         raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
-    _check_seed(seed)
+    check_seed(seed)
     states = []
 
     def keep(td: TensorDictBase) -> TensorDictBase:

@@ -352,6 +352,10 @@ class CollectorState:
             if name not in state:
                 raise ValueError(f"The state of a collector must hold {name}, found {', '.join(state) or 'nothing'}.")
             check_type(name, state[name], kind, f"a {kind.__name__}")
+        try:
+            plain = json.loads(state["plain"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"The state is damaged, plain should be JSON: {error}.") from error
         for name in ("frames", "iter"):
             check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
         for key in self.collector.env.observation_keys:
@@ -360,7 +364,7 @@ class CollectorState:
                 found = found.get(part) if isinstance(found, dict) else None
             if not isinstance(found, Tensor):
                 raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
-        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), json.loads(state["plain"])))
+        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), plain))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
             self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])

@@ -65,8 +65,8 @@ def check_type(name: str, value: Any, kind: type | tuple[type, ...], expected: s
         TypeError: bias must be a bool, found 'no'.
     """
     if not isinstance(value, kind):
-        shown = repr(value)
-        raise TypeError(f"{name} must be {expected}, found {shown if len(shown) < 80 else type(value).__name__}.")
+        found = repr(value)
+        raise TypeError(f"{name} must be {expected}, found {found if len(found) < 60 else type(value).__name__}.")
 
 
 def check_key(name: str, key: Any) -> None:

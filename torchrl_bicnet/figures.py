@@ -61,7 +61,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         Figure: Matplotlib's; a panel for each group, a row for each channel.
 
     Raises:
-        TypeError: for something else.
+        TypeError: for something else than a :class:`~torchrl_bicnet.ChannelValue`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -100,7 +100,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         their differences to the order of the training, on the right the actions.
 
     Raises:
-        TypeError: for something else.
+        TypeError: for something else than an :class:`~torchrl_bicnet.OrderSensitivity`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
@@ -128,11 +128,6 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
     right.bar(agents, sensitivity.action_std.cpu().numpy())
     right.set(xlabel="agent", ylabel="standard deviation of the action", xticks=agents)
     return figure
-
-
-def _check_type(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} must be of type {expected.__name__}, found {type(value).__name__}.")
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -204,7 +204,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         order (Tensor): a permutation of the ``N`` agents, ``(N,)``: entry k is the agent at place k.
 
     Raises:
-        TypeError: for a policy that is no module or an order that is no tensor.
+        TypeError: for a policy that is no module, or an order that is no tensor of integers.
         ValueError: if there is no :class:`~torchrl_bicnet.BiCNet` in the policy; if the order is no permutation, or
             (in forward) one of another number of agents.
 
@@ -217,12 +217,9 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         >>> torch.equal(moved[order], net(x[order]))
         True
     """
-    check_type("order", order, Tensor, "a tensor")
-    if (
-        order.is_floating_point()
-        or order.ndim != 1
-        or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device))
-    ):
+    if not isinstance(order, Tensor) or order.dtype != torch.long:
+        raise TypeError(f"order must be a tensor of integers (torch.long), found {order!r}.")
+    if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
         raise ValueError(f"order must be a permutation of 0 to N - 1, found {order.tolist()}.")
 
     def permute(layer: nn.Module, inputs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

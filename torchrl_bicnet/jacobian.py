@@ -95,8 +95,3 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         both = mask.unsqueeze(-1) & mask.unsqueeze(-2)
     norms, both = (x.reshape(-1, *norms.shape[-2:]) for x in (norms, both))
     return norms.sum(0) / both.sum(0).clamp_min(1)
-
-
-def _check_states(states: TensorDictBase) -> None:
-    if not isinstance(states, TensorDictBase):
-        raise TypeError(f"states must be a TensorDict, found {type(states).__name__}.")

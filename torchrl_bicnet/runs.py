@@ -194,7 +194,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     try:
         options = json.loads(file.read_text())["options"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}.") from error
+        raise ValueError(f"{file} is damaged, it should be JSON with an object 'options': {error!r}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{file} is damaged, its options should be an object, found {options!r}.")
     return options

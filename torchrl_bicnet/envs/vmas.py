@@ -112,8 +112,8 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    check_type("pad", pad, bool, "a bool")
     check_type("check_actions", check_actions, bool, "a bool")
+    check_type("pad", pad, bool, "a bool")
     check_type("cuda_graph", cuda_graph, bool, "a bool")
     if cuda_graph and torch.device(device).type != "cuda":
         raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")

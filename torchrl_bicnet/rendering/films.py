@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.envs.vmas import _RandomStream
 from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
 from torchrl_bicnet.rendering.worlds import mosaic, render, vmas_environment
@@ -106,6 +108,7 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
             hundredths of a second and one frame for several equal ones; odd sides of an MP4 get a row or a column more.
 
     Raises:
+        TypeError: for frames that are no sequence of arrays, a path that is none or ``fps`` that is no number.
         ValueError: for another suffix, no frames, frames of another or of different shapes or dtypes, or ``fps`` not
             above 0 or above 50 for a GIF.
         FileNotFoundError: if the folder does not exist.
@@ -117,6 +120,10 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
         >>> with TemporaryDirectory() as folder:
         ...     save_film(frames, f"{folder}/grey.gif", fps=5)
     """
+    check_type("path", path, (str, os.PathLike), "a path")
+    check_number("fps", fps)
+    if not isinstance(frames, Sequence) or not all(isinstance(frame, np.ndarray) for frame in frames):
+        raise TypeError(f"frames must be a sequence of arrays, found {frames!r}.")
     path = Path(path)
     writers = {".gif": (_write_gif, "PIL", "pillow"), ".mp4": (_write_mp4, "av", "av")}
     if path.suffix.lower() not in writers:
@@ -129,7 +136,13 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
     if len(frames) == 0:
         raise ValueError("A film needs at least one frame, found none.")
     for number, frame in enumerate(frames):
-        if frame.dtype != np.uint8 or frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[2] != 3:
+        if (
+            frame.dtype != np.uint8
+            or frame.shape != frames[0].shape
+            or frame.ndim != 3
+            or frame.shape[2] != 3
+            or not frame.size
+        ):
             raise ValueError(
                 f"Frames must be (H, W, 3) uint8, all of one size; the first is {frames[0].shape} {frames[0].dtype}, "
                 f"frame {number} is {frame.shape} {frame.dtype}."
