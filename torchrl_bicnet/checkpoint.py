@@ -360,7 +360,11 @@ class CollectorState:
                 found = found.get(part) if isinstance(found, dict) else None
             if not isinstance(found, Tensor):
                 raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
-        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), json.loads(state["plain"])))
+        try:
+            plain = json.loads(state["plain"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"The state is damaged: plain is no JSON, found {state['plain'][:80]!r}.") from error
+        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), plain))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
             self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])
