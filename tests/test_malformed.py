@@ -1603,7 +1603,7 @@ def test_evaluate_vmas_refuses_a_wrong_option_before_anything_is_written(argumen
     MESSAGES.setdefault("evaluate_vmas.py", set()).add(said)
 
 
-@settings(FIXED, max_examples=40)
+@settings(FIXED, max_examples=25)
 @given(data=st.data())
 def test_evaluate_vmas_refuses_a_damaged_run_and_leaves_it_as_it_is(data, finished):
     which, file, content, says = data.draw(evaluation_damages(finished))
