@@ -44,6 +44,8 @@ from torchrl_bicnet import (  # noqa: E402
     visited_states,
 )
 from torchrl_bicnet.checks import check_device  # noqa: E402
+from torchrl_bicnet.plots import LearningCurve  # noqa: E402
+from torchrl_bicnet.rendering.worlds import MAX_WIDTH  # noqa: E402
 
 
 @dataclass
@@ -85,6 +87,8 @@ def check(arguments: Arguments) -> None:
     for name, least in (("episodes", 2), ("picture_episodes", 2), ("film_episodes", 1), ("film_width", 1)):
         if getattr(arguments, name) < least:
             raise ValueError(f"{name} must be at least {least}, found {getattr(arguments, name)}.")
+    if arguments.film_width > MAX_WIDTH:
+        raise ValueError(f"film_width must be at most {MAX_WIDTH}, found {arguments.film_width}.")
     if arguments.film_columns is not None and not 1 <= arguments.film_columns <= arguments.film_episodes:
         raise ValueError(
             f"film_columns must be from 1 to film_episodes, {arguments.film_episodes}, found {arguments.film_columns}."
@@ -106,6 +110,7 @@ def check(arguments: Arguments) -> None:
 
 def main(arguments: Arguments) -> None:
     options, policy = load_run(arguments.run, arguments.checkpoint, arguments.device)
+    curves = learning_curves([arguments.run]) if arguments.pictures else []  # of a damaged run: refused at once
     output = arguments.output or arguments.run / "pictures"
     output.mkdir(parents=True, exist_ok=True)
     env = make_env(options, arguments.episodes, arguments.seed)
@@ -116,7 +121,7 @@ def main(arguments: Arguments) -> None:
     actors = {actor.group: actor for actor in policy if len(env.group_map[actor.group]) > 1}
     write_film(arguments, options, policy, actors, output / arguments.film)
     if arguments.pictures:
-        write_pictures(arguments, options, policy, actors, output)
+        write_pictures(arguments, options, policy, actors, curves, output)
     print(f"Film and pictures are in {output}")
 
 
@@ -175,11 +180,16 @@ def write_film(
 
 
 def write_pictures(
-    arguments: Arguments, options: Options, policy: TensorDictSequential, actors: dict[str, BiCNetActor], output: Path
+    arguments: Arguments,
+    options: Options,
+    policy: TensorDictSequential,
+    actors: dict[str, BiCNetActor],
+    curves: list[LearningCurve],
+    output: Path,
 ) -> None:
     env = make_env(options, arguments.picture_episodes, arguments.seed)
     same = {"max_steps": options.max_steps, "seed": arguments.seed}
-    figures = {"learning_curve": plot_learning_curves(learning_curves([arguments.run]))}
+    figures = {"learning_curve": plot_learning_curves(curves)}
     if actors:
         states = visited_states(env, policy, **same)
         n_agents = max(len(env.group_map[group]) for group in actors)

@@ -379,7 +379,7 @@ def load_run(
     checkpoints = Checkpoints(folder / "checkpoints", networks(actors, critics))
     path = checkpoints.best() if which == "best" else checkpoints.latest()
     if path is None:
-        raise CheckpointError(f"The run in {folder} has no {which} checkpoint yet.")
+        raise CheckpointError(f"The run in {folder} has no {which} checkpoint yet, or a damaged one.")
     checkpoints.load(path, map_location=device)
     return options, TensorDictSequential(*actors.values())
 

@@ -177,9 +177,9 @@ class TestSaveFilm:
         for path, options, given, message in (
             ("film.avi", {}, frames, r"A film is a .gif or an .mp4, found 'film.avi'"),
             ("film", {}, frames, "found 'film'"),
-            ("film.gif", {"fps": 0}, frames, "fps must be above 0 and at most 50, found 0"),
-            ("film.gif", {"fps": 60}, frames, "at most 50, found 60"),
-            ("film.mp4", {"fps": -1}, frames, "fps must be above 0, found -1"),
+            ("film.gif", {"fps": 0}, frames, "fps must be from 0.001 to 50, found 0"),
+            ("film.gif", {"fps": 60}, frames, "from 0.001 to 50, found 60"),
+            ("film.mp4", {"fps": -1}, frames, "fps must be from 0.001 to 1000, found -1"),
             ("film.mp4", {"fps": float("nan")}, frames, "found nan"),
             ("film.mp4", {"fps": float("inf")}, frames, "found inf"),
             ("film.gif", {}, [], "at least one frame, found none"),

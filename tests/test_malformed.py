@@ -19,16 +19,17 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
-from torchrl import torchrl_logger
 from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
@@ -39,7 +40,6 @@ from examples import evaluate_vmas, train_vmas
 from torchrl_bicnet.envs import WorldSnapshot
 
 OURS = [Path(bicnet.__file__).parent, Path(train_vmas.__file__).parent]
-TRAIN, EVALUATE = train_vmas.__file__, evaluate_vmas.__file__
 N_AGENTS, N_INPUTS, N_ACTIONS, MAX_STEPS = 3, 18, 2, 3
 
 # By whom it was misused, all different messages
@@ -123,6 +123,7 @@ NO_KEY = st.sampled_from([3, (), ("agents", 1), ["agents"], b"agents", 1.0])
 NO_MODULE = st.sampled_from(["lstm", 3, [], {}, nn.ReLU])
 NO_STRING = st.sampled_from([None, 3, [], ["gru"], {}, True])
 NO_MAPPING = st.sampled_from([None, 3, [("a", 1)], "a", {1}])
+NO_PATH = st.sampled_from([None, 3, [], b"run"])
 WORD = st.text("abcdefghijklmnop", min_size=3, max_size=9)
 
 
@@ -548,6 +549,8 @@ def environments():
             device=NO_DEVICE,
             seed=NO_SEED,
             pad=NO_BOOL | st.just(True),
+            check_actions=NO_BOOL,
+            cuda_graph=NO_BOOL | st.just(True),  # without a CUDA device
         ),
         groups.map(
             lambda groups: Misuse(
@@ -756,10 +759,7 @@ def orders():
         order.map(
             lambda order: Misuse(
                 lambda: entered(bicnet.reorder, net(), order),
-                (
-                    "order",
-                    (type(order).__name__, repr(order), str(order.tolist() if isinstance(order, Tensor) else order)),
-                ),
+                ("order", (type(order).__name__, str(order.tolist() if isinstance(order, Tensor) else order))),
                 (net(),),
             )
         ),
@@ -1145,7 +1145,7 @@ def collector_states():
         st.builds(
             lambda name, value: Misuse(lambda: loaded(state | {name: value}), ((name, "snapshot"),), (env(),)),
             st.sampled_from(["counters", "carrier", "tensors", "plain"]),
-            st.sampled_from([None, 3, [], "x", {"agents": 3}, {"frames": "x"}]),
+            st.sampled_from([None, 3, [], "x", "[]", "{}", "[" * 9999, {"agents": 3}, {"frames": "x"}]),
         ),
         one_wrong(loaded, {}, (env(),), state=NO_MAPPING),
         st.just(Misuse(lambda: loaded({}), ("counters", "nothing"), (env(),))),
@@ -1162,6 +1162,7 @@ def runs(root: Path):
             bicnet.Run,
             {"folder": folders[0], "total_frames": 600},
             (root,),
+            folder=NO_PATH,
             total_frames=NO_COUNT,
             logger=NO_STRING | WORD,
             shown=st.sampled_from(["loss", 3, None, [1]]),
@@ -1176,6 +1177,7 @@ def runs(root: Path):
         one_wrong(
             partial(create, root / "new"), {}, (root,), options=NO_MAPPING.filter(lambda value: value != [("a", 1)])
         ),
+        one_wrong(create, {"options": {}}, (root,), folder=NO_PATH),
         one_wrong(log, {"frames": 600, "metrics": {}}, (root,), frames=NO_INTEGER | st.just(-1), metrics=NO_MAPPING),
         st.sampled_from([float("nan"), float("inf"), torch.tensor(float("nan")), torch.tensor([torch.inf])]).map(
             lambda value: Misuse(lambda: log(600, {"loss": value}), ("loss", "600"), (root,), (FloatingPointError,))
@@ -1186,87 +1188,117 @@ def runs(root: Path):
     )
 
 
-def drawings():
-    """Wrong options of render, and of record, which hands them on."""
-    arrows = st.one_of(
-        tensor_strategy(SHAPES.filter(lambda shape: tuple(shape) not in ((3, 3), (2, 3, 3)))),
-        st.sampled_from([torch.full((3, 3), -1.0), torch.full((3, 3), torch.nan), torch.zeros(3, 3) * 1j]).map(
-            lambda x: (x, (str(x.tolist()), "tensor"))
-        ),
-        st.sampled_from([3, "x", [[1.0]]]).map(lambda x: (x, said(x))),
-    )
-    numbers = {
-        "width": NO_COUNT.filter(lambda value: value is not None),
-        "columns": (NO_COUNT | st.integers(min_value=2)).filter(lambda value: value is not None),
-        "agent_index_focus": (NO_INTEGER | st.sampled_from([-1, N_AGENTS])).filter(lambda value: value is not None),
-        "env_index": st.sampled_from([-1, 2, "0", None, 1.5, True, [0, 9], [None], {0}]),
-    }
-    return numbers, arrows
+def read_runs(root: Path):
+    def damaged(content):
+        folder = root / "damaged_options"
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_bytes(content)
+        return bicnet.read_options(folder)
 
-
-def renderings():
-    numbers, arrows = drawings()
-    render = bicnet.render
+    contents = BAD_JSON.filter(lambda text: '{"seed"' not in text).map(str.encode) | st.binary(max_size=40)
     return st.one_of(
-        one_wrong(render, {"env": env()}, (env(),), **numbers),
-        NO_ENV.map(lambda wrong: Misuse(lambda: render(wrong), ("VMAS", said(wrong)))),
-        arrows.map(lambda wrong: Misuse(lambda: render(env(), influence=wrong[0]), ("influence", wrong[1]), (env(),))),
-        one_wrong(partial(render, influence=torch.zeros(3, 3)), {"env": env()}, (env(),), group=NO_KEY | WORD),
-    )
-
-
-def recordings():
-    numbers, arrows = drawings()
-    good = {"env": env(), "policy": actor(), "max_steps": MAX_STEPS}
-    return st.one_of(
-        rollouts(bicnet.record),
-        one_wrong(bicnet.record, good, (env(), actor()), **numbers),
-        arrows.map(
-            lambda wrong: Misuse(
-                lambda: bicnet.record(**good, influence=wrong[0]), ("influence", wrong[1]), (env(), actor())
+        one_wrong(bicnet.read_options, {}, folder=NO_PATH),
+        contents.map(lambda content: Misuse(lambda: damaged(content), (str(root / "damaged_options/run.json"),))),
+        WORD.map(
+            lambda word: Misuse(
+                lambda: bicnet.read_options(root / word), (str(root / word),), (root,), (FileNotFoundError,)
             )
         ),
-        st.just(Misuse(lambda: bicnet.record(**good, env_index=[]), ("env_index", "none"), (env(), actor()))),
+    )
+
+
+def drawings(function, **good):
+    """Wrong arguments that `render` and `record` share."""
+    good = {"env": env(), "width": 20} | good
+    indices = NO_INTEGER | st.integers(max_value=-1) | st.integers(min_value=2)
+    worlds = indices.filter(lambda index: not isinstance(index, list)) | st.just([]) | st.lists(indices, min_size=1)
+    influence = st.one_of(
+        tensor_strategy(SHAPES.filter(lambda shape: shape not in ([3, 3], [2, 3, 3])), ("influence", "(3, 3)")),
+        st.sampled_from([-1.0, float("nan"), float("inf")]).map(
+            lambda entry: (torch.full((3, 3), entry), ("influence", str(entry)))
+        ),
+        st.sampled_from([torch.zeros(3, 3, dtype=torch.complex64), torch.zeros(3, 3, device="meta")]).map(
+            lambda tensor: (tensor, ("influence", repr(tensor)))
+        ),
+        NO_TENSOR.filter(lambda wrong: wrong[0] is not None).map(lambda wrong: (wrong[0], ("influence", *wrong[1]))),
+    )
+    untouched = (env(),)
+    return st.one_of(
+        one_wrong(
+            function,
+            good,
+            untouched,
+            env_index=worlds,
+            width=(NO_COUNT | st.integers(min_value=10_001)).filter(lambda value: value is not None),
+            columns=(NO_COUNT | st.integers(min_value=2)).filter(lambda value: value is not None),
+            agent_index_focus=(NO_INTEGER | st.integers(max_value=-1) | st.integers(min_value=N_AGENTS)).filter(
+                lambda value: value is not None
+            ),
+            group=NO_KEY | WORD,
+        ),
+        influence.map(lambda wrong: Misuse(lambda: function(**good, influence=wrong[0]), wrong[1], untouched)),
+        st.just(
+            Misuse(
+                lambda: function(**good | {"env": two_groups()}, influence=torch.ones(1, 1)),
+                ("adversary", "agent", "group"),
+                (two_groups(),),
+            )
+        ),
+    )
+
+
+def renders():
+    return drawings(bicnet.render) | one_wrong(bicnet.render, {}, env=NO_ENV | FOREIGN_ENV)
+
+
+def records():
+    good = {"policy": actor(), "max_steps": MAX_STEPS, "seed": 0}
+    # With a function no matrix is there to be checked before the first step, but the group is.
+    film = partial(bicnet.record, **good, influence=lambda td: torch.ones(N_AGENTS, N_AGENTS))
+    return st.one_of(
+        rollouts(bicnet.record, width=20),
+        drawings(bicnet.record, **good),
+        one_wrong(film, {"env": env(), "width": 20}, (env(),), group=NO_KEY | WORD),
+        st.just(Misuse(lambda: film(env=two_groups()), ("adversary", "agent", "group"), (two_groups(),))),
     )
 
 
 def films(root: Path):
     folder = root / "films"
-    folder.mkdir(exist_ok=True)
-    frame = np.zeros((4, 6, 3), dtype=np.uint8)
+    (folder / "folder.gif").mkdir(parents=True, exist_ok=True)
+    good = [np.full((4, 6, 3), grey, dtype=np.uint8) for grey in (0, 100)]
+    names = st.sampled_from(["film.gif", "film.mp4"])
+
+    def misuse(frames, says, name="film.gif", errors=(ValueError, TypeError), **options):
+        return Misuse(lambda: bicnet.save_film(frames, folder / name, **options), says, (folder,), errors)
+
     frames = st.sampled_from(
         [
+            ([*good, good[0][:2]], "(2, 6, 3)"),
+            ([good[0][..., 0]], "(4, 6)"),
+            ([good[0][..., :2]], "(4, 6, 2)"),
+            ([good[0][:0]], "(0, 6, 3)"),
+            ([good[0] / 255], "float64"),
+            ([*good, None], "None"),
+            ([torch.zeros(4, 6, 3, dtype=torch.uint8)], "tensor"),
+            ("xx", "'x'"),
+            ([], "[]"),
             (None, "None"),
             (3, "3"),
-            ("x", "x"),
-            ([], "none"),
-            ([None], "None"),
-            ([[1]], "[1]"),
-            ([frame.astype(float)], "float64"),
-            ([frame[0]], "(6, 3)"),
-            ([frame, frame[:2]], "(2, 6, 3)"),
-            ([frame[:, :, :2]], "(4, 6, 2)"),
-            ([frame[:0]], "(0, 6, 3)"),
         ]
     )
-    save = bicnet.save_film
-    rates = NO_NUMBER | st.sampled_from([0.0, -1.0, float("nan"), float("inf"), 51.0])
+    fps = NOT_ABOVE_0 | st.sampled_from([0, 1e-9, 1e6, 2**70])
     return st.one_of(
+        st.builds(lambda frames, name: misuse(frames[0], ("rames", frames[1]), name), frames, names),
+        st.builds(lambda fps, name: misuse(good, ("fps", said(fps)), name, fps=fps), fps, names),
+        st.integers(51, 999).map(lambda fps: misuse(good, ("fps", str(fps)), fps=fps)),
+        st.integers(2, 9).map(lambda n: misuse(good[:1] * n, (f"{n * 400}", "655.35"), fps=0.0025)),
+        WORD.map(lambda word: misuse(good, (word, ".gif", ".mp4"), f"film.{word}")),
         st.builds(
-            lambda case, suffix: Misuse(
-                lambda: save(case[0], folder / f"film{suffix}"), (("frame", "Frame"), case[1]), (root,)
-            ),
-            frames,
-            st.sampled_from([".gif", ".mp4"]),
+            lambda word, name: misuse(good, (str(folder / word),), f"{word}/{name}", (FileNotFoundError,)), WORD, names
         ),
-        one_wrong(save, {"frames": [frame], "path": folder / "film.gif"}, (root,), fps=rates),
-        one_wrong(save, {"frames": [frame]}, (root,), path=st.sampled_from([None, 3, [frame]])),
-        WORD.map(lambda word: Misuse(lambda: save([frame], folder / f"film.{word}"), (word, ".gif"), (root,))),
-        WORD.map(
-            lambda word: Misuse(
-                lambda: save([frame], folder / word / "film.gif"), (word,), (root,), (FileNotFoundError,)
-            )
-        ),
+        st.just(misuse(good, (str(folder / "folder.gif"),), "folder.gif", (IsADirectoryError,))),
+        one_wrong(bicnet.save_film, {"frames": good}, (folder,), path=NO_PATH),
     )
 
 
@@ -1303,8 +1335,9 @@ STRATEGIES: dict[str, Callable[..., st.SearchStrategy[Misuse]]] = {
     "plot_influence": plotted_matrices,
     "plot_learning_curves": plotted_curves,
     "plot_order_sensitivity": lambda: plotted(bicnet.plot_order_sensitivity, "sensitivity"),
-    "record": recordings,
-    "render": renderings,
+    "read_options": read_runs,
+    "record": records,
+    "render": renders,
     "reorder": orders,
     "restore": restores,
     "save_film": films,
@@ -1328,8 +1361,7 @@ def options():
         "num-cells": counts.filter(bool),
         "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
         **dict.fromkeys(("gamma", "tau", "sigma-fraction"), fractions),
-        **dict.fromkeys(("actor-lr", "critic-lr"), above_0),
-        "max-grad-norm": above_0.filter(lambda value: value != "inf"),
+        **dict.fromkeys(("actor-lr", "critic-lr", "max-grad-norm"), above_0),
         "sigma-start": st.sampled_from(["x", "nan", "inf", "-1", "0"]),
         "sigma-end": st.sampled_from(["x", "nan", "inf", "-1", "7"]),
         **dict.fromkeys(("scenario", "device", "communication", "logger", "checkpoint-buffer"), WORD),
@@ -1341,19 +1373,49 @@ def options():
             st.builds(lambda name, value: [f"--{name}", *value.split()], st.just(name), values)
             for name, values in values.items()
         ]
-    ) | WORD.filter(lambda word: word not in values).map(lambda word: [f"--{word}", "1"])
+    ) | WORD.map(lambda word: [f"--{word}", "1"])
 
 
-def script(path: str, arguments: list[Any]) -> str:
-    """What a script says when it refuses its arguments; in this process."""
-    said, before = io.StringIO(), sys.argv
-    sys.argv = [path, *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as exit:
-            runpy.run_path(path, run_name="__main__")
-    finally:
-        sys.argv = before
-        torchrl_logger.setLevel("INFO")
+def evaluation_options():
+    """Names and values of options of evaluate_vmas.py, as on a command line."""
+    no_integer = st.sampled_from(["x", "2.5", "", "1e3"])
+    counts = no_integer | st.integers(max_value=0).map(str)
+    values = {
+        **dict.fromkeys(("episodes", "picture-episodes"), counts | st.just("1")),
+        **dict.fromkeys(("film-episodes", "film-steps"), counts),
+        "film-width": counts | st.integers(min_value=10_001).map(str),
+        "film-columns": counts | st.integers(min_value=7).map(str),
+        "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
+        "film": WORD | st.sampled_from(["", ".gif", "a/b.gif", "../a.mp4", "a.avi"]),
+        **dict.fromkeys(("checkpoint", "device"), WORD | st.just("")),
+        "output": st.just(evaluate_vmas.__file__),
+    }
+    return st.one_of(
+        [st.builds(lambda name, value: [f"--{name}", value], st.just(name), values) for name, values in values.items()]
+    ) | WORD.map(lambda word: [f"--{word}", "1"])
+
+
+def evaluation_script(arguments: list[Any]) -> str:
+    """What evaluate_vmas.py says when it refuses its arguments; in this process."""
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        patch.object(sys, "argv", [evaluate_vmas.__file__, *map(str, arguments)]),
+        patch.object(sys, "path", [*sys.path]),
+        pytest.raises(SystemExit) as exit,
+    ):
+        runpy.run_path(evaluate_vmas.__file__, run_name="__main__")
+    assert exit.value.code == 2 or exit.value.code.startswith("error: "), exit.value.code
+    assert "Traceback" not in said.getvalue()
+    return said.getvalue() + (exit.value.code if isinstance(exit.value.code, str) else "")
+
+
+def script(arguments: list[Any]) -> str:
+    """What train_vmas.py says when it refuses its arguments; in this process."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as exit:
+        train_vmas.main(tyro.cli(train_vmas.Arguments, args=list(map(str, arguments))))
     # tyro's own refusals end with 2, those of the script with a line.
     assert exit.value.code == 2 or exit.value.code.startswith("error: "), exit.value.code
     assert "Traceback" not in said.getvalue()
@@ -1373,81 +1435,86 @@ def finished(root):
     return folder
 
 
-def broken(folder: Path):
-    """Damages to a run folder that no script can do with: a file, its contents and what a message must say."""
+def damages(folder: Path):
+    """Ways to damage a run folder, each with what the script must say about it."""
     newest = max((folder / "checkpoints").glob("*.torchrl")).relative_to(folder)
     content = (folder / newest).read_bytes()
     about = json.loads((folder / "run.json").read_text())
 
-    def options(changed, *says):
-        return "run.json", json.dumps(about | {"options": changed}).encode(), says
+    def write(file, data, *says):
+        return file, data, says
 
-    def without(name):
-        return options({key: value for key, value in about["options"].items() if key != name}, name)
+    def changed(change):
+        return write("run.json", json.dumps(about | {"options": about["options"] | change}).encode(), *change)
 
-    def with_value(change):
-        return options(about["options"] | change, *change)
+    def lacking(name):
+        kept = {key: value for key, value in about["options"].items() if key != name}
+        return write("run.json", json.dumps(about | {"options": kept}).encode(), name)
 
     types = {name: NO_NUMBER if type(value) in (int, float) else st.just(3.5) for name, value in QUICK.items()}
-    changes = [
-        values.filter(lambda v: v != 1j).map(partial(lambda n, v: {n: v}, name)) for name, values in types.items()
-    ]
+    of_another_run = [{"hidden_size": 8}, {"communication": "gru"}, {"num_envs": 2}, {"scenario": "simple_spread"}]
     return st.one_of(
-        BAD_JSON.map(lambda text: ("run.json", text.encode(), ("run.json",))),
-        st.binary(max_size=40).map(lambda data: ("run.json", data, ("run.json",))),
-        st.one_of(changes).map(with_value),
-        st.sampled_from([{"num_cells": [0]}, {"scenario": "word"}, {"scenario_options": {"word": 1}}]).map(with_value),
-        st.sampled_from(sorted(about["options"])).map(without),
-        st.sampled_from([{"hidden_size": 8}, {"communication": "gru"}, {"scenario_options": {"n_agents": 3}}]).map(
-            lambda change: (*with_value(change)[:2], (str(newest),))
+        st.sampled_from(
+            ["", "{", "null", "[]", "3", "{}", '{"options": 3}', "[" * 9999, '{"options": {"seed": 0}}']
+        ).map(lambda text: write("run.json", text.encode(), "run.json")),
+        st.binary(max_size=40).map(lambda data: write("run.json", data, "run.json")),
+        st.one_of(
+            [
+                values.filter(lambda value: not isinstance(value, complex)).map(
+                    partial(lambda n, v: changed({n: v}), name)
+                )
+                for name, values in types.items()
+            ]
         ),
-        st.integers(0, len(content) - 1).map(lambda length: (newest, content[:length], (str(newest), "older"))),
-        st.binary(max_size=60).map(lambda data: (newest, data, (str(newest), "older"))),
+        st.sampled_from([{"seed": -1}, {"gamma": 2.0}, {"num_cells": [0]}, {"tau": float("nan")}, {"word": 1}]).map(
+            changed
+        ),
+        st.sampled_from(sorted(about["options"])).map(lacking),
+        st.sampled_from(of_another_run).map(lambda change: (*changed(change)[:2], (str(newest),))),
+        st.integers(0, len(content) - 1).map(lambda length: write(newest, content[:length], str(newest), "older")),
+        st.binary(max_size=60).map(lambda data: write(newest, data, str(newest), "older")),
+        st.just(write("checkpoints/copy.torchrl", content, "copy.torchrl", "older")),
+        st.just(write("scalars", b"", "scalars")),
     )
 
 
-def damages(folder: Path):
-    """The same for going on with a run."""
-    newest = max((folder / "checkpoints").glob("*.torchrl"))
+def evaluation_damages(folder: Path):
+    """Ways to damage a run folder (a file, its contents or None), and what evaluate_vmas.py must say about each."""
     about = json.loads((folder / "run.json").read_text())
-    values = [{"seed": -1}, {"gamma": 2.0}, {"tau": float("nan")}]
+    saved = bicnet.Checkpoints(folder / "checkpoints", {})
+    policies = {"last": saved.latest(), "best": saved.best()}
 
-    def changed(change, *says):
-        return "run.json", json.dumps(about | {"options": about["options"] | change}).encode(), says
+    def options(change):
+        kept = {key: value for key, value in (about["options"] | change).items() if value != "lacking"}
+        return json.dumps(about | {"options": kept}).encode()
 
+    def damaged(which):
+        content, path = policies[which].read_bytes(), policies[which].relative_to(folder)
+        # TorchRL looks for the best among those whose manifests it can read.
+        says = (str(path),) if which == "last" else ((str(path), "no best checkpoint yet, or a damaged one"),)
+        others = [{"hidden_size": 8}, {"communication": "gru"}, {"scenario": "simple_spread"}]
+        return st.one_of(
+            st.integers(0, len(content) - 1).map(lambda length: (which, path, content[:length], says)),
+            st.binary(max_size=60).map(lambda data: (which, path, data, says)),
+            st.sampled_from(others).map(lambda change: (which, Path("run.json"), options(change), says)),
+        )
+
+    texts = BAD_JSON.map(str.encode) | st.binary(max_size=40)
+    wrong = [{"seed": -1}, {"gamma": 2.0}, {"num_cells": [0]}, {"max_steps": "5"}, {"word": 1}]
+    wrong += [{name: "lacking"} for name in about["options"]]
     return st.one_of(
-        broken(folder),
-        st.sampled_from(values).map(lambda change: changed(change, *change)),
-        st.just(changed({"num_envs": 2}, newest.name, "num_envs")),
-        st.just(("checkpoints/copy.torchrl", newest.read_bytes(), ("copy.torchrl", "older"))),
-        st.just(("scalars", b"", ("scalars",))),
+        damaged("last"),
+        damaged("best"),
+        st.just(("last", Path("checkpoints"), None, ("no last checkpoint",))),
+        st.just(("best", Path("checkpoints"), None, ("no best checkpoint",))),
+        st.just(("last", Path("run.json"), None, ("run.json",))),
+        st.just(("last", Path("scalars"), None, ("evaluation_return",))),
+        texts.map(lambda data: ("last", Path("run.json"), data, ("run.json",))),
+        st.sampled_from(wrong).map(lambda change: ("last", Path("run.json"), options(change), (*change,))),
+        BAD_ROW.map(
+            lambda row: ("last", Path("scalars/evaluation_return.csv"), row.encode(), ("evaluation_return.csv",))
+        ),
     )
-
-
-def damage(finished: Path, file: str, content: bytes) -> Path:
-    """A copy of a run folder with this file in it."""
-    folder = finished.with_name("damaged_run")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(finished, folder)
-    if (folder / file).is_dir():
-        shutil.rmtree(folder / file)
-    (folder / file).write_bytes(content)
-    return folder
-
-
-def evaluate_options():
-    """Names and values of options of evaluate_vmas.py."""
-    counts = st.sampled_from(["x", "2.5", "", "0"]) | st.integers(max_value=-1).map(str)
-    values = {
-        **dict.fromkeys(("episodes", "picture-episodes"), counts | st.just("1")),
-        **dict.fromkeys(("film-episodes", "film-width", "film-steps", "film-columns"), counts),
-        "film-columns": st.just("7"),
-        "seed": st.sampled_from(["x", "-1", str(2**32)]),
-        **dict.fromkeys(("device", "checkpoint", "film"), WORD),
-        "output": st.just(__file__),
-    }
-    named = [values.map(partial(lambda n, v: [f"--{n}", *v.split()], name)) for name, values in values.items()]
-    return st.one_of(named) | WORD.filter(lambda word: word not in values).map(lambda word: [f"--{word}", "1"])
 
 
 @pytest.fixture(scope="module")
@@ -1480,7 +1547,7 @@ def test_misuse_is_refused_by_name(name, data, root):
 @given(arguments=options())
 def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, root):
     before = fingerprint(root)
-    said = script(TRAIN, [*arguments, "--run-folder", root / "run"])
+    said = script([*arguments, "--run-folder", root / "run"])
     name = arguments[0].removeprefix("--")
     # Without `Options.run_folder`, whose name tyro shows in every refusal.
     assert any(choice in said for choice in (name, name.replace("-", "_"), *arguments[1:])), said
@@ -1492,9 +1559,14 @@ def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments,
 @given(data=st.data())
 def test_train_vmas_does_not_resume_a_damaged_run_and_leaves_it_as_it_is(data, finished):
     file, content, says = data.draw(damages(finished))
-    folder = damage(finished, file, content)
+    folder = finished.with_name("damaged_run")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished, folder)
+    if (folder / file).is_dir():
+        shutil.rmtree(folder / file)
+    (folder / file).write_bytes(content)
     before = fingerprint(folder)
-    said = script(TRAIN, ["--resume", folder / file if "copy" in str(file) else folder])
+    said = script(["--resume", folder / file if "copy" in str(file) else folder])
     assert all(part in said for part in says), said
     assert fingerprint(folder) == before
     MESSAGES.setdefault("train_vmas.py --resume", set()).add(said)
@@ -1504,8 +1576,8 @@ def test_train_vmas_does_not_resume_a_damaged_run_and_leaves_it_as_it_is(data, f
 @given(word=WORD, seed=st.integers(1, 9))
 def test_train_vmas_resumes_nothing_but_a_run_with_its_own_options(word, seed, finished):
     before = fingerprint(finished.parent)
-    assert word in script(TRAIN, ["--resume", finished / word])
-    assert "seed beside --resume" in script(TRAIN, ["--resume", finished, "--seed", seed])
+    assert word in script(["--resume", finished / word])
+    assert "seed beside --resume" in script(["--resume", finished, "--seed", seed])
     assert fingerprint(finished.parent) == before
 
 
@@ -1519,30 +1591,41 @@ def test_train_vmas_restores_a_damaged_csv_file_from_the_checkpoint(row, finishe
         assert (folder / f"scalars/{name}.csv").read_text() == (finished / f"scalars/{name}.csv").read_text()
 
 
-@settings(FIXED, max_examples=40)
-@given(arguments=evaluate_options())
+@settings(FIXED, max_examples=60)
+@given(arguments=evaluation_options())
 def test_evaluate_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, finished):
-    before = fingerprint(finished.parent)
-    said = script(EVALUATE, [finished, *arguments])
-    name = arguments[0].removeprefix("--")
-    assert any(choice in said for choice in (name, name.replace("-", "_"))), said
-    assert fingerprint(finished.parent) == before
+    before = fingerprint(finished)
+    said = evaluation_script([finished, *arguments])
+    name, value = arguments[0].removeprefix("--"), arguments[1]
+    assert name in said or name.replace("-", "_") in said, said
+    assert value in said
+    assert fingerprint(finished) == before
     MESSAGES.setdefault("evaluate_vmas.py", set()).add(said)
 
 
-@settings(FIXED, max_examples=40)
+@settings(FIXED, max_examples=25)
 @given(data=st.data())
-def test_evaluate_vmas_does_not_read_a_damaged_run_and_leaves_it_as_it_is(data, finished):
-    file, content, says = data.draw(broken(finished))
-    folder = damage(finished, file, content)
+def test_evaluate_vmas_refuses_a_damaged_run_and_leaves_it_as_it_is(data, finished):
+    which, file, content, says = data.draw(evaluation_damages(finished))
+    folder = finished.with_name("damaged_evaluation")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "pictures")  # so that an empty one would be seen
+    if (folder / file).is_dir():
+        shutil.rmtree(folder / file)
+    elif content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
     before = fingerprint(folder)
-    said = script(EVALUATE, [folder, "--episodes", 2])
-    assert all(part in said for part in says), said
+    said = evaluation_script([folder, "--checkpoint", which, "--episodes", 2, "--picture-episodes", 2])
+    for part in says:
+        assert any(choice in said for choice in ((part,) if isinstance(part, str) else part)), said
     assert fingerprint(folder) == before
-    MESSAGES.setdefault("evaluate_vmas.py", set()).add(said)
+    MESSAGES.setdefault("evaluate_vmas.py, a damaged run", set()).add(said)
 
 
 def test_these_were_two_hundred_and_more():
-    if len(MESSAGES) < len(STRATEGIES) + 3:
+    if len(MESSAGES) < len(STRATEGIES) + 4:
         pytest.skip("counts what the tests above found, all of them")
     assert sum(map(len, MESSAGES.values())) >= 200

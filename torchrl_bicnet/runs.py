@@ -69,6 +69,7 @@ class Run:
     ) -> None:
         if find_spec("tqdm") is None:
             raise ModuleNotFoundError("Run shows progress with tqdm: pip install tqdm.")
+        check_type("folder", folder, (str, os.PathLike), "a path")
         check_integer("total_frames", total_frames)
         check_type("shown", shown, tuple, "a tuple of names")
         if logger not in LOGGERS:
@@ -93,6 +94,7 @@ class Run:
             FileExistsError: if it exists: a run is not overwritten.
             TypeError: for options that are no mapping.
         """
+        check_type("folder", folder, (str, os.PathLike), "a path")
         check_type("options", options, Mapping, "a mapping")
         folder = Path(folder)
         if folder.exists():
@@ -182,12 +184,14 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: without such a file.
         ValueError: if it is damaged.
+        TypeError: for a folder that is no path.
 
     Example:
         >>> import tempfile
         >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
         {'scenario': 'navigation'}
     """
+    check_type("folder", folder, (str, os.PathLike), "a path")
     file = Path(folder) / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.envs.vmas import _RandomStream
 from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
-from torchrl_bicnet.rendering.worlds import mosaic, render, vmas_environment
+from torchrl_bicnet.rendering.worlds import agents_of, mosaic, render, vmas_environment
 
-MAX_GIF_FPS = 50  # browsers show frames shorter than 20 ms for 100 ms
+MIN_FPS = 0.001
+MAX_FPS = {".gif": 50, ".mp4": 1000}  # browsers show frames of a GIF shorter than 20 ms for 100 ms
+MAX_GIF_DURATION = 655_350  # of one picture, in ms: 16 bits of hundredths of a second
 
 
 def record(
@@ -72,6 +75,8 @@ def record(
     """
     check_evaluation(env, policy, max_steps, seed)
     constant = None if callable(influence) else influence
+    if callable(influence):
+        agents_of(env, vmas_environment(env), drawing.get("group"))
     render(env, env_index, columns=columns, influence=constant, **drawing)  # refuses what it would refuse below
     indices = [env_index] if not isinstance(env_index, Sequence) else list(env_index)
     frames = []
@@ -108,10 +113,11 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
             hundredths of a second and one frame for several equal ones; odd sides of an MP4 get a row or a column more.
 
     Raises:
-        TypeError: for frames that are no sequence of arrays, a path that is none or ``fps`` that is no number.
-        ValueError: for another suffix, no frames, frames of another or of different shapes or dtypes, or ``fps`` not
-            above 0 or above 50 for a GIF.
+        ValueError: for another suffix, no frames, frames of another or of different shapes or dtypes, ``fps`` below
+            0.001, above 50 for a GIF or above 1000 for an MP4, or a GIF that stands still for more than 655.35 s.
+        TypeError: for a path, frames or ``fps`` of another type.
         FileNotFoundError: if the folder does not exist.
+        IsADirectoryError: if the path is a folder.
         ImportError: if Pillow (GIF) or PyAV (MP4) is not installed.
 
     Example:
@@ -121,31 +127,29 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
         ...     save_film(frames, f"{folder}/grey.gif", fps=5)
     """
     check_type("path", path, (str, os.PathLike), "a path")
+    check_type("frames", frames, (Sequence, np.ndarray), "a sequence of arrays")
     check_number("fps", fps)
-    if not isinstance(frames, Sequence) or not all(isinstance(frame, np.ndarray) for frame in frames):
-        raise TypeError(f"frames must be a sequence of arrays, found {frames!r}.")
     path = Path(path)
     writers = {".gif": (_write_gif, "PIL", "pillow"), ".mp4": (_write_mp4, "av", "av")}
     if path.suffix.lower() not in writers:
         raise ValueError(f"A film is a .gif or an .mp4, found {path.name!r}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
-    fastest = MAX_GIF_FPS if path.suffix.lower() == ".gif" else float("inf")
-    if not 0 < fps <= fastest or fps == float("inf"):
-        raise ValueError(f"fps must be above 0{'' if fastest > MAX_GIF_FPS else ' and at most 50'}, found {fps}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"There is a folder {path}, where the film should be written.")
+    fastest = MAX_FPS[path.suffix.lower()]
+    if not MIN_FPS <= fps <= fastest:
+        raise ValueError(f"fps must be from {MIN_FPS} to {fastest}, found {fps}.")
     if len(frames) == 0:
-        raise ValueError("A film needs at least one frame, found none.")
+        raise ValueError(f"A film needs at least one frame, found none: frames={frames!r}.")
     for number, frame in enumerate(frames):
-        if (
-            frame.dtype != np.uint8
-            or frame.shape != frames[0].shape
-            or frame.ndim != 3
-            or frame.shape[2] != 3
-            or not frame.size
-        ):
+        if not isinstance(frame, np.ndarray):
+            raise TypeError(f"frames must be arrays, frame {number} is {frame!r}.")
+        wrong = frame.ndim != 3 or frame.shape[2:] != (3,) or frame.size == 0
+        if wrong or frame.dtype != np.uint8 or frame.shape != frames[0].shape:
             raise ValueError(
-                f"Frames must be (H, W, 3) uint8, all of one size; the first is {frames[0].shape} {frames[0].dtype}, "
-                f"frame {number} is {frame.shape} {frame.dtype}."
+                f"Frames must be (H, W, 3) uint8, not empty, all of one size; the first is {frames[0].shape} "
+                f"{frames[0].dtype}, frame {number} is {frame.shape} {frame.dtype}."
             )
     write, module, package = writers[path.suffix.lower()]
     if find_spec(module) is None:
@@ -175,6 +179,12 @@ def _write_gif(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
         image.putpalette(palette.astype(np.uint8).flatten().tolist())
         images.append(image)
     duration = round(100 / fps) * 10  # in ms
+    longest = duration * max(len(list(equal)) for _, equal in groupby(images, Image.Image.tobytes))
+    if longest > MAX_GIF_DURATION:
+        raise ValueError(
+            f"A GIF shows one picture for {MAX_GIF_DURATION / 1000} s at most, found equal frames for "
+            f"{longest / 1000} s at fps={fps}; write an .mp4."
+        )
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
 
 

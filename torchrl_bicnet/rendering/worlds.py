@@ -80,8 +80,10 @@ def render(
     environment = vmas_environment(env)
     indices = check_drawing(environment, env_index, width, columns, agent_index_focus)
     if influence is None:
+        if group is not None:
+            agents_of(env, environment, group)
         return mosaic([_draw(environment, index, width, agent_index_focus) for index in indices], columns)
-    agents = _agents(env, environment, group)
+    agents = agents_of(env, environment, group)
     strength = arrow_strength(influence, environment.num_envs, len(agents))
     pictures = [_draw(environment, index, width, agent_index_focus, agents, strength[index]) for index in indices]
     return mosaic(pictures, columns)
@@ -121,7 +123,7 @@ def check_drawing(
     """The environments to draw; an error for what cannot be drawn."""
     indices = list(env_index) if isinstance(env_index, Sequence) else [env_index]
     if not indices:
-        raise ValueError("env_index must name at least one environment, found none.")
+        raise ValueError(f"env_index must name at least one environment, found none: {env_index!r}.")
     for index in indices:
         check_whole_number("env_index", index, 0, environment.num_envs - 1)
     for name, value, low, high in (
@@ -144,7 +146,8 @@ def check_whole_number(name: str, value: Any, low: int, high: int | None = None)
         raise ValueError(f"{name} must be a whole number {expected}, found {value!r}.")
 
 
-def _agents(env: Any, environment: Environment, group: NestedKey | None) -> list[Agent]:
+def agents_of(env: Any, environment: Environment, group: NestedKey | None) -> list[Agent]:
+    """Those that a matrix of influences is about; an error for a group that is not there."""
     if isinstance(env, EnvBase):
         names = env.group_map[find_group(env, group)]
         return [agent for name in names for agent in environment.agents if agent.name == name]
