@@ -5,7 +5,6 @@ from torch.utils._pytree import tree_leaves
 from torchrl.collectors import Collector
 from vmas.scenarios.navigation import Scenario as Navigation
 
-from tests.test_envs import SCENARIOS
 from tests.test_world import assert_same, play
 from torchrl_bicnet import make_vmas_env, restore, snapshot
 from torchrl_bicnet.envs.graph import N_LAYOUTS, FixedStep
@@ -25,16 +24,9 @@ REFUSED = {
     "simple_world_comm": "waits",
 }
 FAST = ["navigation", "balance"]
-# Each reset changes numbers of theirs, such as masses, so that there is nothing to replay before the second step.
-CHANGED_BY_RESETS = {"ball_passage", "het_mass"}
 # Resets pick the landmarks that are goals of all: more ways to start from than are kept.
 PICKS_GOALS = {"simple_reference", "simple_speaker_listener"}
-CAPTURED = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for number, name in enumerate(SCENARIOS)
-    if name not in REFUSED and name not in CHANGED_BY_RESETS
-    if name in FAST or number % 6 == 0  # all together take longer than all other tests
-]
+CAPTURED = FAST
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning"),  # VMAS's, of vel_control
     pytest.mark.filterwarnings("ignore:Environments of this scenario are reset one by one:UserWarning"),
@@ -212,9 +204,7 @@ def test_looking_for_what_cannot_be_captured_leaves_no_trace(scenario):
     assert_same([before.tensors], [after.tensors])
 
 
-@pytest.mark.parametrize(
-    "scenario", [*list(REFUSED)[:3], *(pytest.param(n, marks=pytest.mark.slow) for n in list(REFUSED)[3:])]
-)
+@pytest.mark.parametrize("scenario", list(REFUSED)[:3])
 def test_scenarios_that_wait_are_refused(scenario):
     with pytest.raises(
         ValueError, match=f"A step of {scenario} cannot be captured in a CUDA graph: .*{REFUSED[scenario]}"
