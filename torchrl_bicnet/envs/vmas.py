@@ -201,9 +201,9 @@ class _VmasWrapper(VmasWrapper):
 
     def capture(self) -> None:
         """Step in fixed memory from now on, and on CUDA by replaying a graph."""
-        self._env.world.skips_far_pairs = False
         actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
         refuse_what_cannot_be_captured(self._env, functools.partial(self._simulate, self._env.step), actions)
+        self._env.world.skips_far_pairs = False
         step = functools.partial(self._simulate, self._env.step_without_draws)
         self.fixed_step = FixedStep(self._env, step, capture if self.device.type == "cuda" else None)
 
