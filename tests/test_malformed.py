@@ -124,7 +124,8 @@ NO_MODULE = st.sampled_from(["lstm", 3, [], {}, nn.ReLU])
 NO_STRING = st.sampled_from([None, 3, [], ["gru"], {}, True])
 NO_MAPPING = st.sampled_from([None, 3, [("a", 1)], "a", {1}])
 NO_PATH = st.sampled_from([None, 3, [], b"run"])
-WORD = st.text("abcdefghijklmnop", min_size=3, max_size=9)
+# Hypothesis draws the constants of our sources too, valid names among them: none starts with these letters.
+WORD = st.text("abcdefghijklmnop", min_size=1, max_size=7).map("zz{}".format)
 
 
 def tensor_strategy(shapes, says=()):
@@ -216,7 +217,6 @@ FOREIGN_ENV = st.builds(pendulum)
 
 def recurrent():
     good = {"in_features": 5, "hidden_size": 4}
-    cells, implementations = ("lstm", "gru", "rnn"), ("auto", "fused", "loop")
     construct = one_wrong(
         bicnet.RecurrentCommunication,
         good,
@@ -225,8 +225,8 @@ def recurrent():
         num_layers=NO_COUNT,
         bidirectional=NO_BOOL,
         bias=NO_BOOL,
-        cell=NO_STRING | WORD.filter(lambda word: word not in cells),
-        implementation=NO_STRING | WORD.filter(lambda word: word not in implementations),
+        cell=NO_STRING | WORD,
+        implementation=NO_STRING | WORD,
         device=NO_DEVICE,
         dtype=NO_DTYPE,
     )
@@ -266,9 +266,8 @@ def none():
 
 
 def net_options():
-    names = ("lstm", "gru", "rnn", "mean", "attention", "none")
     return {
-        "communication": NO_STRING | WORD.filter(lambda word: word not in names) | st.just(nn.LSTM),
+        "communication": NO_STRING | WORD | st.just(nn.LSTM),
         "hidden_size": NO_COUNT,
         "num_cells": st.sampled_from([8, "8", None, ("8",), (0,), (8, -1), (2.5,), {8}]),
         "norm_class": st.sampled_from([nn.BatchNorm1d, "LayerNorm", nn.LayerNorm(8), True, dict]),
@@ -362,6 +361,7 @@ def actors():
     options = {"group": NO_KEY | st.none(), "mask_key": NO_KEY, "in_keys": NO_KEYS, "out_keys": NO_KEYS}
     from_env = bicnet.BiCNetActor.from_env
     return st.one_of(
+        one_wrong(bicnet.BiCNetActor, good, group=options["group"]),
         one_wrong(bicnet.BiCNetActor, good, n_agent_inputs=NO_COUNT, **options, net=NO_MODULE, **net_options()),
         one_wrong(
             bicnet.BiCNetActor, good | {"share_params": False}, n_agents=NO_COUNT.filter(lambda n: n is not None)
@@ -593,7 +593,7 @@ def restores():
         st.sampled_from([{}, None, 3, [], {"made by": 3}, {"made by": {}}]).map(
             lambda plain: Misuse(lambda: bicnet.restore(env(), WorldSnapshot(taken.tensors, plain)), ("snapshot",))
         ),
-        st.sampled_from(paths).map(
+        (st.sampled_from(["world", "scenario", "environment"]) | st.sampled_from(paths)).map(
             lambda path: misuse((path.split(".")[0],), plain={k: v for k, v in taken.plain.items() if k != path})
         ),
         st.builds(
@@ -759,7 +759,7 @@ def orders():
         order.map(
             lambda order: Misuse(
                 lambda: entered(bicnet.reorder, net(), order),
-                ("order", (type(order).__name__, str(order.tolist() if isinstance(order, Tensor) else order))),
+                ("order", (*said(order), str(order.tolist()) if isinstance(order, Tensor) else str(order))),
                 (net(),),
             )
         ),
@@ -1361,7 +1361,8 @@ def options():
         "num-cells": counts.filter(bool),
         "seed": no_integer | st.sampled_from(["-1", str(2**32)]),
         **dict.fromkeys(("gamma", "tau", "sigma-fraction"), fractions),
-        **dict.fromkeys(("actor-lr", "critic-lr", "max-grad-norm"), above_0),
+        **dict.fromkeys(("actor-lr", "critic-lr"), above_0),
+        "max-grad-norm": above_0.filter(lambda value: value != "inf"),  # which clips nothing
         "sigma-start": st.sampled_from(["x", "nan", "inf", "-1", "0"]),
         "sigma-end": st.sampled_from(["x", "nan", "inf", "-1", "7"]),
         **dict.fromkeys(("scenario", "device", "communication", "logger", "checkpoint-buffer"), WORD),
@@ -1537,7 +1538,7 @@ def test_every_public_name_is_misused():
 
 @pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(FIXED, max_examples=40)
+@settings(FIXED, max_examples=60)
 @given(data=st.data())
 def test_misuse_is_refused_by_name(name, data, root):
     MESSAGES.setdefault(name, set()).add(refused(data.draw(strategy(name, root))))
@@ -1547,10 +1548,14 @@ def test_misuse_is_refused_by_name(name, data, root):
 @given(arguments=options())
 def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, root):
     before = fingerprint(root)
-    said = script([*arguments, "--run-folder", root / "run"])
-    name = arguments[0].removeprefix("--")
-    # Without `Options.run_folder`, whose name tyro shows in every refusal.
-    assert any(choice in said for choice in (name, name.replace("-", "_"), *arguments[1:])), said
+    # An option that is accepted shall not train for minutes.
+    with patch.object(train_vmas, "train", side_effect=AssertionError(f"accepted {arguments}")):
+        said = script([*arguments, "--run-folder", root / "run"])
+    # Of the scenario's options the message names the one, of a flag what follows it. Elsewhere the value proves little:
+    # "0" or "x" may stand in any message.
+    named_by_value = arguments[0] in ("--scenario-options", "--checkpoint-buffer")
+    name = arguments[1] if named_by_value else arguments[0].removeprefix("--")
+    assert any(choice in said for choice in (name, name.replace("-", "_"))), said
     assert fingerprint(root) == before
     MESSAGES.setdefault("train_vmas.py", set()).add(said)
 
