@@ -1544,7 +1544,7 @@ def test_misuse_is_refused_by_name(name, data, root):
     MESSAGES.setdefault(name, set()).add(refused(data.draw(strategy(name, root))))
 
 
-@settings(FIXED, max_examples=60)
+@settings(FIXED, max_examples=250)  # of some 40 options with about 5 values
 @given(arguments=options())
 def test_train_vmas_refuses_a_wrong_option_before_anything_is_written(arguments, root):
     before = fingerprint(root)
