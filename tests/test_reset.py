@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.test_envs import SCENARIOS, Countdown
-from tests.test_world import assert_same
+from tests.test_world import assert_same, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
 from torchrl_bicnet.envs.reset import reset_rows
 from torchrl_bicnet.envs.walk import walk
@@ -97,11 +97,7 @@ def test_every_scenario(scenario):
 def steps(env, td, n=3):
     td, generator, outputs = td.clone(), torch.Generator().manual_seed(5), []
     for _ in range(n):
-        for group in env.group_map:
-            spec = env.full_action_spec[group, "action"]
-            share = torch.rand(spec.shape, generator=generator)
-            td[group, "action"] = spec.space.low + (spec.space.high - spec.space.low) * share
-        td = env.step(td)["next"]
+        td = env.step(with_random_actions(env, td, generator))["next"]
         outputs.append(td.clone())
     return outputs
 

@@ -28,16 +28,20 @@ pytestmark = [
 ]
 
 
+def with_random_actions(env, td, generator):
+    for group in env.group_map:
+        spec = env.full_action_spec[group, "action"]
+        share = torch.rand(spec.shape, generator=generator)
+        td[group, "action"] = spec.space.low + (spec.space.high - spec.space.low) * share
+    return td
+
+
 def play(env, td, steps, seed):
     """What some steps give, with actions, partial resets and one full reset drawn from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     td, outputs = td.clone(), []
     for step in range(steps):
-        for group in env.group_map:
-            spec = env.full_action_spec[group, "action"]
-            share = torch.rand(spec.shape, generator=generator)
-            td[group, "action"] = spec.space.low + (spec.space.high - spec.space.low) * share
-        td = env.step(td)["next"]
+        td = env.step(with_random_actions(env, td, generator))["next"]
         outputs.append(td.clone())
         reset = torch.rand(env.batch_size, generator=generator) < (1 if step == steps // 2 else 0.4)
         if reset.any():

@@ -16,7 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
-from torchrl_bicnet.envs.vmas import _RandomStream
+from torchrl_bicnet.envs.vmas import RandomStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ def evaluate(
     succeeded, collided = reported_success(env), reported_collision(env)
     device = torch.device("cpu") if env.device is None else env.device
     deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
-    with in_eval_mode(policy), _RandomStream(seed, device), deterministic:
+    with in_eval_mode(policy), RandomStream(seed, device), deterministic:
         if seed is not None:
             env.set_seed(seed)
         td = env.reset()
@@ -266,6 +266,18 @@ def check_evaluation(env: EnvBase, policy: object, max_steps: int, seed: int | N
 
 
 def act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: TensorDictBase) -> TensorDictBase:
+    """What the policy returns, once its actions are such as the environment takes.
+
+    Args:
+        env (EnvBase): of batch size ``(num_envs,)``.
+        policy (callable): tensordict to tensordict.
+        td (TensorDictBase): the state, ``(num_envs,)``.
+
+    Raises:
+        TypeError: if it returns no tensordict, or an action of another type.
+        KeyError: if an action is missing.
+        ValueError: for an action of another shape.
+    """
     td = policy(td)
     if not isinstance(td, TensorDictBase):
         raise TypeError(f"The policy must return a tensordict, found {type(td).__name__}.")

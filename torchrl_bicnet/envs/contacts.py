@@ -23,6 +23,11 @@ KINDS = {Sphere: 0, Line: 1, Box: 2}
 
 @functools.cache
 def physics_functions(checks: bool = False) -> dict[str, Any]:
+    """VMAS's functions of closest points and forces by name, ours where there are any, the others rewritten.
+
+    Args:
+        checks (bool): keeps their assertions about tensors. Defaults to ``False``.
+    """
     functions = {name: f for name, f in vars(physics).items() if isinstance(f, types.FunctionType)}
     cells: dict[str, Any] = {name: types.CellType() for name in functions}  # they call each other
     for name, function in functions.items():

@@ -10,8 +10,9 @@ import vmas
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs import EnvBase, TransformedEnv
-from vmas.simulator.environment import Environment
+from torchrl.envs import EnvBase
+
+from torchrl_bicnet.envs.world import find_vmas
 
 # What a step led to, ("next", ...) of the transition, to (num_envs,) boolean.
 Outcome = Callable[[TensorDictBase], Tensor]
@@ -61,7 +62,7 @@ def reported_success(env: EnvBase) -> Outcome | None:
     entries = [key for key in _info_entries(env) if key[-1] == "success"]
     if entries:
         return lambda after: _nonzero(after, entries).all(-1)
-    environment = _vmas_environment(env)
+    environment = find_vmas(env)
     # VMAS's own time limit ends an episode as its success does.
     if environment is None or environment.max_steps is not None:
         return None
@@ -100,7 +101,7 @@ def reported_collision(env: EnvBase) -> Outcome | None:
         True
     """
     entries = [key for key in _info_entries(env) if "collision" in key[-1]]
-    environment = _vmas_environment(env)
+    environment = find_vmas(env)
     if environment is not None:
         options = vars(environment.scenario)
         penalties = [
@@ -121,10 +122,3 @@ def _info_entries(env: EnvBase) -> list[NestedKey]:
 def _nonzero(after: TensorDictBase, entries: list[NestedKey]) -> Tensor:
     """``(num_envs, M)``, of all agents of all entries."""
     return torch.cat([(after[key] != 0).flatten(1) for key in entries], -1)
-
-
-def _vmas_environment(env: EnvBase) -> Environment | None:
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    environment = getattr(env, "_env", None)
-    return environment if isinstance(environment, Environment) else None

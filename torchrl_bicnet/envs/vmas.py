@@ -282,7 +282,7 @@ class _VmasWrapper(VmasWrapper):
         return observation, action, reward, info
 
 
-class _RandomStream:
+class RandomStream:
     """A stream of torch's, NumPy's and Python's global generators of its own, swapped in by ``with``."""
 
     def __init__(self, seed: int | None, device: torch.device) -> None:
@@ -374,7 +374,7 @@ class _Environment(Environment):
         **options: Any,
     ) -> None:
         self.options = dict(options)
-        self.random_stream = _RandomStream(seed, device)
+        self.random_stream = RandomStream(seed, device)
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
         self.check_actions = check_actions
@@ -419,7 +419,7 @@ class _Environment(Environment):
         if device != self.device:
             with self.random_stream:
                 seed = random.getrandbits(31)
-            self.random_stream = _RandomStream(seed, device)
+            self.random_stream = RandomStream(seed, device)
             if self.padding is not None:
                 self.padding.to(device)
         super().to(device)

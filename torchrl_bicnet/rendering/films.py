@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_bicnet.checks import check_number, check_type
-from torchrl_bicnet.envs.vmas import _RandomStream
+from torchrl_bicnet.envs.vmas import RandomStream
 from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
 from torchrl_bicnet.rendering.worlds import agents_of, mosaic, render, vmas_environment
 
@@ -81,7 +81,7 @@ def record(
     indices = [env_index] if not isinstance(env_index, Sequence) else list(env_index)
     frames = []
     deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
-    with in_eval_mode(policy), _RandomStream(seed, vmas_environment(env).device), deterministic:
+    with in_eval_mode(policy), RandomStream(seed, vmas_environment(env).device), deterministic:
         if seed is not None:
             env.set_seed(seed)
         td = env.reset()

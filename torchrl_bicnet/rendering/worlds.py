@@ -19,7 +19,8 @@ from torchrl.envs import EnvBase
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.envs.vmas import _RandomStream
+from torchrl_bicnet.envs.vmas import RandomStream
+from torchrl_bicnet.envs.world import find_vmas
 from torchrl_bicnet.modules import find_group
 from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
 
@@ -104,13 +105,10 @@ def mosaic(pictures: Sequence[np.ndarray], columns: int | None) -> np.ndarray:
 
 def vmas_environment(env: Any) -> Environment:
     """The VMAS environment inside TorchRL's transforms and wrappers, or VMAS's own."""
-    inner = env
-    while not isinstance(inner, Environment):
-        deeper = (getattr(inner, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
-        inner = next((layer for layer in deeper if layer is not None and layer is not inner), None)
-        if inner is None:
-            raise TypeError(f"There is no VMAS environment inside {type(env).__name__}; make one with make_vmas_env.")
-    return inner
+    environment = find_vmas(env)
+    if environment is None:
+        raise TypeError(f"There is no VMAS environment inside {type(env).__name__}; make one with make_vmas_env.")
+    return environment
 
 
 def check_drawing(
@@ -173,7 +171,7 @@ def _draw(
     # A viewer of its own, so that one that shows this environment in a window is left alone.
     painted = copy.copy(environment)
     painted.viewer, painted.visible_display = None, None
-    with _drawing_on(canvas), _RandomStream(0, environment.device):
+    with _drawing_on(canvas), RandomStream(0, environment.device):
         Environment.render.__wrapped__(painted, mode="human", env_index=index, agent_index_focus=agent_index_focus)
     if strength is not None:
         camera = painted.viewer.transform  # from the world to pixels of the window
