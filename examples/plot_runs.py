@@ -29,19 +29,26 @@ class Options:
 
 
 def main(options: Options) -> None:
-    curves = [
-        curve
-        for metric in options.metrics
-        for curve in learning_curves(
-            options.runs, metric=metric, normalise=options.normalise or None, ignore=options.ignore
-        )
-    ]
+    curves = []
+    for metric in options.metrics:
+        # A run that was stopped before its first evaluation has no curve yet.
+        without = [run for run in options.runs if (run / "run.json").is_file() and not has_metric(run, metric)]
+        runs = [run for run in options.runs if run not in without] or options.runs
+        if runs is not options.runs and without:
+            print(f"Left out, without {metric} so far: {', '.join(map(str, without))}", file=sys.stderr)
+        curves += learning_curves(runs, metric=metric, normalise=options.normalise or None, ignore=options.ignore)
     plot_learning_curves(curves).savefig(options.output, dpi=120)
     for curve in curves:
         name = ", ".join(filter(None, (curve.panel, curve.metric, curve.label)))
         last = f"{curve.estimate[-1]:.4g} [{curve.low[-1]:.4g}, {curve.high[-1]:.4g}]"
-        print(f"{name}: {last} at {curve.frames[-1]} frames, {len(curve.runs)} runs")
+        several = len(curve.runs) > 1
+        what = f"95% interval of {len(curve.runs)} runs" if several else "one run ± standard error of its evaluation"
+        print(f"{name}: {last} at {curve.frames[-1]} frames, {what}")
     print(f"The picture is {options.output}")
+
+
+def has_metric(run: Path, metric: str) -> bool:
+    return any((run / "scalars").rglob(f"{metric}.csv"))
 
 
 if __name__ == "__main__":

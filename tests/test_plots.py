@@ -327,7 +327,16 @@ def test_the_script_draws_and_prints_the_last_values(tmp_path, capsys):
     plot_runs.main(plot_runs.Options(tuple(folders), output=tmp_path / "curves.png"))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert out.startswith("navigation, evaluation_return: 2 [1, 3] at 600 frames, 2 runs\n")
+    assert out.startswith("navigation, evaluation_return: 2 [1, 3] at 600 frames, 95% interval of 2 runs\n")
+
+
+def test_the_script_leaves_out_a_run_that_has_no_curve_yet(tmp_path, capsys):
+    folders = runs_of(tmp_path, [[0, 1], [0, 3]])
+    (folders[1] / "scalars" / "evaluation_return.csv").unlink()
+    plot_runs.main(plot_runs.Options(tuple(folders), output=tmp_path / "curves.png"))
+    captured = capsys.readouterr()
+    assert captured.err == f"Left out, without evaluation_return so far: {folders[1]}\n"
+    assert "one run" in captured.out
 
 
 def test_the_script_ends_with_one_line_for_a_folder_that_is_no_run(tmp_path, monkeypatch):

@@ -218,9 +218,9 @@ class Checkpoints:
             map_location (torch.device, optional): where its tensors go. ``None``: where they were.
 
         Raises:
-            CheckpointError: if it is not a whole checkpoint of these components; names the next older one if there is
-                any. The components are untouched if the file is damaged, but may be partly loaded if it is whole and
-                of other components.
+            CheckpointError: if it is not a whole checkpoint, names the next older one if there is any; if it is one of
+                other components, lists them. The components are untouched if the file is damaged, but may be partly
+                loaded if it is whole and of others.
             TypeError, ValueError: for a path or device that is none.
         """
         check_type("path", path, (str, os.PathLike), "a path")
@@ -237,11 +237,11 @@ class Checkpoints:
             wanted = [name for name in self.components if name in stored]
             if not in_best:
                 wanted = [*wanted, *self.saved_components]
-            self._load(path, set(wanted), map_location)
         except CheckpointError as error:
             older = [other for other in self._paths() if other.name < path.name or in_best]
             offer = f" The next older checkpoint is {older[-1]}." if older else " There is no older checkpoint."
             raise CheckpointError(f"{error}{offer}") from error
+        self._load(path, set(wanted), map_location)
         return int(named[1])
 
     def _load(self, path: Path, names: set[str], map_location: torch.device | str | None) -> None:
@@ -251,7 +251,10 @@ class Checkpoints:
                 if value is not self.components[name]:
                     raise ValueError(f"{name} is of type {type(value).__name__}.")
         except Exception as error:  # whatever a component makes of the state of another one
-            raise CheckpointError(f"{path} is not a checkpoint of these components: {error}") from error
+            held = ", ".join(Checkpoint.manifest(path)["components"])
+            raise CheckpointError(
+                f"{path} is not a checkpoint of these components: {error} It holds {held}."
+            ) from error
 
     def resume(self, path: Path) -> int:
         """:meth:`load`, for a run that goes on from here.

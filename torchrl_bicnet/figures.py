@@ -82,7 +82,9 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         means, errors = ([summary[key] for summary in summaries] for key in (name, f"{name}_stderr"))
         axes.axvline(means[0], color="grey", linestyle="--", linewidth=1)
         axes.errorbar(means, range(len(rows)), xerr=errors, fmt="o", markersize=4, capsize=2)
-        axes.set(xlabel="return per agent", title=group if len(groups) > 1 else "", yticks=range(len(rows)))
+        axes.set(
+            xlabel="return per agent ± standard error", title=group if len(groups) > 1 else "", yticks=range(len(rows))
+        )
         axes.set_yticklabels(list(rows))
         axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()  # shared by the panels
@@ -120,7 +122,10 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     left.errorbar(ranks, returns, yerr=errors, fmt="o", markersize=4, capsize=2, label="another order")
     left.plot(ranks[:1], returns[:1], "o", markersize=7, label="order of the training")
-    left.set(xlabel="orders of the agents, by return", ylabel="return per agent")
+    left.set(
+        xlabel="orders of the agents, by return",
+        ylabel="return per agent ± standard error\nof the difference to the order of training",
+    )
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
     left.legend()

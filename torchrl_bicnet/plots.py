@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import textwrap
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -230,17 +231,19 @@ def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
     colours = {label: f"C{index}" for index, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
     columns = min(len({curve.panel for curve in curves}), 3)
     rows = -(-len(cells) // columns)
-    figure = Figure(figsize=(6 * columns, 3.6 * rows), layout="constrained")
+    legends = [textwrap.fill(_legend(curve), 80) for curve in curves]
+    lines = "\n".join(legends).count("\n") + 1
+    figure = Figure(figsize=(6 * columns, (3.6 + 0.17 * lines) * rows), layout="constrained")
     for place, (metric, panel) in enumerate(cells, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        for curve in curves:
+        for curve, label in zip(curves, legends):
             if (curve.metric, curve.panel) == (metric, panel):
-                label, colour = _legend(curve), colours[curve.label]
+                colour = colours[curve.label]
                 axes.plot(curve.frames, curve.estimate, marker="o", markersize=3, color=colour, label=label)
                 axes.fill_between(curve.frames, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="environment frames", ylabel=metric.replace("_", " "), title=panel)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize="small", frameon=False)
     return figure
 
 
