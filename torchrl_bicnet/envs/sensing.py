@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import weakref
 from typing import Any
 
@@ -24,7 +26,7 @@ class Sensing:
         self._state: list[tuple[Any, ...]] = []  # entity, position, rotation, and how often each was written to
         self._mode: tuple[bool, bool] | None = None
         self._pairs: dict[tuple[Entity, Entity], int] = {}
-        self._distances: tuple[Tensor, ...] | None = None
+        self._gaps: tuple[Tensor, ...] | None = None
         self._near: tuple[Tensor, ...] = ()
         self._measured: dict[Lidar, Tensor] = {}
         self._groups: dict[tuple[int, int], tuple[tuple[Entity, Entity], ...]] = {}
@@ -42,7 +44,7 @@ class Sensing:
             # What is written to tensors of inference mode is not counted: they hold never.
             counted = not any(tensor.is_inference() for state in states for tensor in state[1:])
             sensing._state = [(*state, state[1]._version, state[2]._version) for state in states] if counted else []
-            sensing._distances, sensing._measured, sensing._facing = None, {}, {}
+            sensing._gaps, sensing._measured, sensing._facing = None, {}, {}
         return sensing
 
     def _holds(self, entities: list[Entity]) -> bool:
@@ -55,26 +57,26 @@ class Sensing:
             for entity, (of, pos, rot, pos_version, rot_version) in zip(entities, self._state)
         )
 
-    def distance(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
-        """Between the centres, ``(B,)``, and whether it is anywhere at most the sum of the circumscribed radii."""
+    def gap(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
+        """Between the circumscribed circles, ``(B,)``, never to be written to, and whether they meet anywhere."""
         row = self._pairs.get((a, b))
         if row is None:
             row = self._pairs[a, b] = len(self._pairs)
-            self._distances = None
-        if self._distances is None:
-            firsts, seconds = zip(*self._pairs)
-            entities = dict.fromkeys([*firsts, *seconds])
+            self._gaps = None
+        if self._gaps is None:
+            sides = list(zip(*self._pairs))
+            entities = dict.fromkeys(itertools.chain(*sides))
             rows = {entity: i for i, entity in enumerate(entities)}
             pos = torch.stack([entity.state.pos for entity in entities])  # (E, B, 2)
             first, second = (
-                pos.index_select(0, indices(tuple(rows[entity] for entity in side), pos.device))
-                for side in (firsts, seconds)
+                pos.index_select(0, indices(tuple(rows[entity] for entity in side), pos.device)) for side in sides
             )
             distances = torch.linalg.vector_norm(first - second, dim=-1)  # (P, B)
-            reach = tuple(a.shape.circumscribed_radius() + b.shape.circumscribed_radius() for a, b in self._pairs)
-            self._distances = distances.unbind()
+            radii = [tuple(entity.shape.circumscribed_radius() for entity in side) for side in sides]
+            reach = tuple(map(operator.add, *radii))
+            self._gaps = (distances - column(radii[0], pos.device) - column(radii[1], pos.device)).unbind()
             self._near = (distances <= column(reach, pos.device)).any(1).unbind()
-        return self._distances[row], self._near[row]
+        return self._gaps[row], self._near[row]
 
     def facing(self, kinds: tuple[int, int], pairs: tuple[tuple[Entity, Entity], ...]) -> tuple[Tensor, ...]:
         """Their closest points, asked for by a reward and, in the same state of the world, by the next step."""

@@ -101,11 +101,11 @@ class BatchedWorld(World):
         """What VMAS's ``collides`` says of two entities, as a tensor; ``None`` if they never can."""
         if not self._can_collide(a, b):
             return None
-        return Sensing.of(self).distance(a, b)[1]
+        return Sensing.of(self).gap(a, b)[1]
 
     def get_distance(self, entity_a: Entity, entity_b: Entity, env_index: int | None = None) -> Tensor:
-        if env_index is None and isinstance(entity_a.shape, Sphere) and isinstance(entity_b.shape, Sphere):
-            return Sensing.of(self).distance(entity_a, entity_b)[0] - entity_a.shape.radius - entity_b.shape.radius
+        if env_index is None and _are_spheres(entity_a, entity_b):
+            return Sensing.of(self).gap(entity_a, entity_b)[0].clone()
         a, b, points = self._facing(entity_a, entity_b) if env_index is None else (entity_a, entity_b, None)
         if points is None or (isinstance(a.shape, Box) and isinstance(b.shape, Sphere)):
             return super().get_distance(entity_a, entity_b, env_index)
@@ -114,6 +114,8 @@ class BatchedWorld(World):
         return torch.linalg.vector_norm(points[0] - points[1], dim=-1) - LINE_MIN_DIST
 
     def is_overlapping(self, entity_a: Entity, entity_b: Entity, env_index: int | None = None) -> Tensor:
+        if env_index is None and _are_spheres(entity_a, entity_b):
+            return Sensing.of(self).gap(entity_a, entity_b)[0] < 0
         a, b, points = self._facing(entity_a, entity_b) if env_index is None else (entity_a, entity_b, None)
         if points is None or not (isinstance(a.shape, Box) and isinstance(b.shape, Sphere)):
             return super().is_overlapping(entity_a, entity_b, env_index)
@@ -259,6 +261,10 @@ class BatchedLidar(Lidar):
 
 
 _OURS: dict[type, type] = {World: BatchedWorld, Lidar: BatchedLidar}
+
+
+def _are_spheres(a: Entity, b: Entity) -> bool:
+    return isinstance(a.shape, Sphere) and isinstance(b.shape, Sphere)
 
 
 def _has_numbers(entity: Entity) -> bool:
