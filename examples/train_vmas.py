@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -80,16 +81,16 @@ class Options:
     """one encoder and decoder for all agents, or one per agent slot"""
 
     total_frames: int = 120_000
-    """environment frames to train for, a multiple of frames_per_batch; a frame is one step of one environment, with all
-    its agents"""
-    frames_per_batch: int = 600
-    """frames collected between two rounds of updates, a multiple of num_envs"""
+    """environment frames to train for, rounded up to whole batches of them; a frame is one step of one environment,
+    with all its agents"""
+    frames_per_batch: int = 0
+    """frames collected between two rounds of updates, a multiple of num_envs; 0: ten steps of all environments"""
     updates_per_batch: int = 10
     """gradient updates after each batch of frames"""
     batch_size: int = 256
     """joint transitions per update"""
-    buffer_size: int = 120_000
-    """joint transitions kept for replay"""
+    buffer_size: int = 0
+    """joint transitions kept for replay; 0: 120,000, or ten batches of frames if that is more"""
     gamma: float = 0.97
     """discount"""
     tau: float = 0.01
@@ -107,20 +108,30 @@ class Options:
     sigma_fraction: float = 0.6
     """part of the training during which the noise falls"""
 
-    eval_interval: int = 12_000
-    """frames between two evaluations"""
+    eval_interval: int = 0
+    """frames between two evaluations; 0: a tenth of the training"""
     eval_episodes: int = 200
     """episodes of an evaluation during training, from the same start states each time"""
     test_episodes: int = 1000
     """episodes of the evaluation before and after training, from start states used for nothing else"""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     """metrics are always written as CSV; tensorboard or wandb get them too"""
-    checkpoint_interval: int = 12_000
-    """frames between two checkpoints; one more is written at the end and when the run is interrupted"""
+    checkpoint_interval: int = 0
+    """frames between two checkpoints; one more is written at the end and when the run is interrupted. 0: a tenth of the
+    training"""
     checkpoint_buffer: bool = True
     """save the replay buffer too: without it checkpoints are small, and a resumed run fills its buffer anew"""
     run_folder: Path | None = None
     """where options, metrics, checkpoints and pictures go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
+
+    def __post_init__(self) -> None:
+        """What follows from the number of environments, so that 8192 of them ask for no more options than 60."""
+        self.frames_per_batch = self.frames_per_batch or 10 * self.num_envs
+        if self.frames_per_batch > 0 and self.total_frames > 0:
+            self.total_frames = math.ceil(self.total_frames / self.frames_per_batch) * self.frames_per_batch
+        self.buffer_size = self.buffer_size or max(120_000, 10 * self.frames_per_batch)
+        self.eval_interval = self.eval_interval or max(self.total_frames // 10, 1)
+        self.checkpoint_interval = self.checkpoint_interval or max(self.total_frames // 10, 1)
 
 
 def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
@@ -206,7 +217,9 @@ def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dic
         TensorDictSequential(policy, *(learner.noise for learner in learners.values())),
         frames_per_batch=options.frames_per_batch,
         total_frames=options.total_frames,
+        device=options.device,
         track_traj_ids=False,
+        return_same_td=True,  # each batch is in the replay buffer before the next one is written over it
     )
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
@@ -276,11 +289,14 @@ def check(options: Options) -> None:
     for name in (*counts, "total_frames", "frames_per_batch", "eval_interval", "checkpoint_interval"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, found {getattr(options, name)}.")
-    if options.frames_per_batch % options.num_envs or options.total_frames % options.frames_per_batch:
+    if options.frames_per_batch % options.num_envs:
         raise ValueError(
-            f"frames_per_batch must be a multiple of num_envs and divide total_frames, found "
-            f"frames_per_batch={options.frames_per_batch}, num_envs={options.num_envs}, "
-            f"total_frames={options.total_frames}."
+            f"frames_per_batch must be a multiple of num_envs, found frames_per_batch={options.frames_per_batch} and "
+            f"num_envs={options.num_envs}."
+        )
+    if options.buffer_size < options.frames_per_batch:
+        raise ValueError(
+            f"buffer_size must hold a batch, frames_per_batch={options.frames_per_batch}, found {options.buffer_size}."
         )
     for name in ("eval_episodes", "test_episodes"):
         if getattr(options, name) < 2:

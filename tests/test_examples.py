@@ -95,6 +95,23 @@ def test_evaluating_at_every_iteration_or_never_trains_the_same(tmp_path):
     assert all(torch.equal(often[key], never[key]) for key in often)
 
 
+def test_what_follows_from_the_number_of_environments():
+    few, many = Options(), Options(num_envs=8192, total_frames=1_000_000)
+    assert (few.frames_per_batch, few.total_frames, few.buffer_size) == (600, 120_000, 120_000)
+    assert (few.eval_interval, few.checkpoint_interval) == (12_000, 12_000)
+    assert (many.frames_per_batch, many.total_frames, many.buffer_size) == (81_920, 13 * 81_920, 819_200)
+    assert many.eval_interval == many.checkpoint_interval == 13 * 8192
+    assert replace(many) == many  # as in a run folder
+    given = Options(num_envs=10, frames_per_batch=20, total_frames=21, buffer_size=20, eval_interval=7)
+    assert (given.frames_per_batch, given.total_frames, given.buffer_size, given.eval_interval) == (20, 40, 20, 7)
+
+
+def test_more_environments_need_no_other_option(tmp_path):
+    command = {"num_envs": 700, "total_frames": 8000, "max_steps": 5, "updates_per_batch": 1, "test_episodes": 2}
+    main(Arguments(run_folder=tmp_path / "run", eval_episodes=2, **command))
+    assert frames(tmp_path / "run", "loss_value") == [7000, 14_000]
+
+
 @pytest.mark.parametrize("communication", ["gru", "rnn", "mean", "attention", "none"])
 def test_every_communication(tmp_path, communication):
     run(tmp_path, communication=communication, total_frames=40)
@@ -188,8 +205,9 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"eval_episodes": 1}, ValueError, "eval_episodes must be at least 2 for a standard error, found 1"),
         ({"scenario_options": {"max_steps": 3}}, ValueError, "max_steps: options of this script"),
         ({"scenario_options": {"n_agents": 0}}, ValueError, "'navigation' does not take {'n_agents': 0}"),
-        ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs .* num_envs=7"),
-        ({"total_frames": 130}, ValueError, "total_frames=130"),
+        ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs, .* num_envs=7"),
+        ({"buffer_size": 39}, ValueError, "buffer_size must hold a batch, frames_per_batch=40, found 39"),
+        ({"total_frames": -1}, ValueError, "total_frames must be at least 1, found -1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
         ({"sigma_end": 2.0}, ValueError, "found sigma_start=0.9 and sigma_end=2.0"),
         ({"actor_lr": -1.0}, ValueError, "actor_lr must be above 0 and finite, found -1.0"),

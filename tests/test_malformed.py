@@ -1354,8 +1354,11 @@ def options():
     fractions = st.sampled_from(["x", "nan", "inf", "-0.1", "1.5", "1,5"])
     above_0 = st.sampled_from(["x", "nan", "inf", "0", "-1"])
     values = {
-        **dict.fromkeys(("num-envs", "max-steps", "updates-per-batch", "batch-size", "buffer-size"), counts),
-        **dict.fromkeys(("total-frames", "frames-per-batch", "eval-interval", "checkpoint-interval"), counts),
+        **dict.fromkeys(("num-envs", "max-steps", "updates-per-batch", "batch-size", "total-frames"), counts),
+        **dict.fromkeys(
+            ("frames-per-batch", "buffer-size", "eval-interval", "checkpoint-interval"),
+            counts.filter(lambda count: count != "0"),  # which leaves it to the script
+        ),
         **dict.fromkeys(("eval-episodes", "test-episodes"), counts | st.just("1")),
         "hidden-size": counts,
         "num-cells": counts.filter(bool),
