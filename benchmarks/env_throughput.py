@@ -42,6 +42,7 @@ from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_ddpg_loss, ma
 
 MAX_STEPS = 100  # of an episode, in the collection
 SIGMA = 0.3  # of the exploration noise, in the collection
+CAPTURED = "ours, captured"
 
 Block = Callable[[int], None]  # does so many units of work
 Cell = dict[str, Any]
@@ -67,7 +68,7 @@ class Options:
     """steps of a timed block of collection, a multiple of 10; an episode has 100"""
     repeats: int = 5
     """turns of each contender"""
-    budget: float = 6.0
+    budget: float = 4.0
     """seconds aimed at for all turns of a contender in a cell; one whose single step takes longer is left out of it"""
     turn_steps: int = 100
     """steps of a turn at most"""
@@ -134,19 +135,15 @@ def plan(options: Options) -> Iterator[tuple[str, Callable[..., Cell], dict[str,
 
 
 def throughput(options: Options, scenario: str, num_envs: int, policy: str, done_fraction: float) -> Cell:
-    """Frames per second of the three simulators, some environments reset after each step."""
+    """Frames per second of the simulators, some environments reset after each step."""
     team = Team(scenario, options.device)
     random = policy == "random"
-    ours = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
-    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
     windows = staggered(num_envs, done_fraction)
-    blocks = {
-        "vmas": vmas_loop(scenario, num_envs, options.device, team.random if random else team.act, windows),
-        "VmasEnv": torchrl_loop(stock, team.random_policy if random else team.actor, windows),
-        "ours": torchrl_loop(ours, team.random_policy if random else team.actor, windows),
-    }
+    blocks = {"vmas": vmas_loop(scenario, num_envs, options.device, team.random if random else team.act, windows)}
+    for name, env in environments(scenario, num_envs, options.device).items():
+        blocks[name] = torchrl_loop(env, team.random_policy if random else team.actor, windows)
     resets = {"resets_per_step": len(windows[0]) if windows else 0}
-    ratios = (("ours", "VmasEnv"), ("ours", "vmas"))
+    ratios = [(name, other) for name in ("ours", CAPTURED) for other in ("VmasEnv", "vmas")]
     return resets | compare(blocks, num_envs, ratios, options)
 
 
@@ -172,11 +169,21 @@ def step(options: Options, scenario: str, num_envs: int) -> Cell:
     "ours, without transforms".
     """
     team = Team(scenario, options.device)
-    ours, bare = (make_vmas_env(scenario, num_envs, device=options.device, seed=0) for _ in range(2))
-    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
-    environments = {"VmasEnv": stock, "ours": ours, "ours, without transforms": bare.base_env}
-    blocks = {name: torchrl_loop(env, team.random_policy, []) for name, env in environments.items()}
+    contenders = environments(scenario, num_envs, options.device)
+    contenders["ours, without transforms"] = make_vmas_env(scenario, num_envs, device=options.device, seed=0).base_env
+    blocks = {name: torchrl_loop(env, team.random_policy, []) for name, env in contenders.items()}
     return compare(blocks, num_envs, [(name, "VmasEnv") for name in blocks if name != "VmasEnv"], options)
+
+
+def environments(scenario: str, num_envs: int, device: str) -> dict[str, EnvBase]:
+    """TorchRL's environment, ours and, on a GPU, ours with its step captured in a CUDA graph."""
+    found = {
+        "VmasEnv": VmasEnv(scenario, num_envs=num_envs, device=device, seed=0),
+        "ours": make_vmas_env(scenario, num_envs, device=device, seed=0),
+    }
+    if device.startswith("cuda"):
+        found[CAPTURED] = make_vmas_env(scenario, num_envs, device=device, seed=0, cuda_graph=True)
+    return found
 
 
 def collection(options: Options, scenario: str, num_envs: int) -> Cell:
@@ -227,12 +234,15 @@ def collect(env: EnvBase, team: Team, device: str) -> Collector:
         team.actor.spec, sigma_init=SIGMA, sigma_end=SIGMA, action_key=team.actor.out_keys[-1], device=device
     )
     policy = TensorDictSequential(team.actor, noise)
+    ours = not isinstance(env, VmasEnv)
     return Collector(
         env,
         policy,
         frames_per_batch=10 * env.batch_size[0],
         total_frames=-1,
-        track_traj_ids=isinstance(env, VmasEnv),  # on by default; train_vmas.py needs none
+        device=device,
+        track_traj_ids=not ours,  # on by default; train_vmas.py needs none
+        return_same_td=ours,  # as in train_vmas.py
         auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has them
     )
 
@@ -403,13 +413,15 @@ def draw(results: dict[str, Any]) -> Figure:
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (i, scenario), (j, policy) in itertools.product(enumerate(rows), enumerate(columns)):
         axes = grid[i, j]
-        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours")), fractions):
+        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours", CAPTURED)), fractions):
             points = [
                 (cell["num_envs"], cell["per_second"][name])
                 for cell in cells
                 if (cell["scenario"], cell["policy"], cell["done_fraction"]) == (scenario, policy, fraction)
                 and name in cell["per_second"]
             ]
+            if not points:
+                continue
             style = {"color": f"C{colour}", "linestyle": ("-", "--", ":", "-.")[fractions.index(fraction) % 4]}
             axes.plot(*zip(*sorted(points)), marker="o", markersize=3, label=f"{name}, {fraction:.0%} reset", **style)
         axes.set(xlabel="environments", ylabel="frames per second", title=f"{scenario}, {policy} actions")
