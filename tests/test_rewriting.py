@@ -170,6 +170,101 @@ def test_questions_about_contacts_and_assertions():
         rewritten(Asking.penalise, checks=True)(*large)
 
 
+def _get_inner_point_box(x):
+    """By the name of a function of VMAS's physics, but another."""
+    return x * 2
+
+
+class Unlikely:
+    """What a user may write, and what must then stay as it is or come out the same."""
+
+    def __init__(self):
+        self.memo = {"x": 0.0}
+
+    def base(self, x):
+        return x + 1
+
+    def count(self, world, x, mask):
+        number = 0
+        if world.collides(0, 1):
+            number += 1
+        return number
+
+    def nearest(self, world, x, mask):
+        nearest = torch.full((3,), 10.0)
+        for a in range(2):
+            if world.collides(a, 1):
+                nearest = torch.minimum(nearest, x)
+        return nearest
+
+    def before_it_is_set(self, world, x, mask):
+        for _ in range(2):
+            if world.collides(0, 1):
+                x[mask] = 3.0
+                chain = x[mask] = 4.0  # noqa: F841
+        return x
+
+    def bits(self, world, x, mask):
+        found = torch.zeros(3, dtype=torch.bool)
+        if world.collides(0, 1):
+            found[mask] |= True
+        return found
+
+    def alone(self, world, x, mask):
+        if x.ndim == 1:
+            assert (x < 100).all()
+        return x
+
+    def order(self, world, x, mask):
+        self.memo["x"] = self.anew()
+        return self.memo["x"]
+
+    def anew(self):
+        self.memo = {}
+        return 5.0
+
+    def walrus(self, world, x, mask):
+        x[mask] = (value := 2.0)
+        return x * value
+
+    def own_function(self, world, x, mask):
+        x[mask] += 1
+        return _get_inner_point_box(x)
+
+    def margin(self, world, x, mask):
+        # a comment at the margin
+        x[mask] += 1  # fmt: skip
+        return x
+
+
+class Heir(Unlikely):
+    def base(self, x):
+        result = {}
+        result["x"] = super().base(x)
+        result["x"][x > 0] += 1
+        return result["x"]
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize(
+    "name", [n for n, f in vars(Unlikely).items() if inspect.isfunction(f) and "world" in str(f.__code__.co_varnames)]
+)
+def test_what_a_user_may_write(name, near):
+    mask, answers = torch.tensor([False, True, True]), {(0, 1): near, (1, 1): False}
+    steady = Unlikely()
+    steady.__class__ = rewritten_class(Unlikely, _get_inner_point_box=lambda x: x * 0)
+    expected = getattr(Unlikely(), name)(World(answers), torch.ones(3), mask)
+    assert torch.equal(
+        torch.as_tensor(getattr(steady, name)(SteadyWorld(answers), torch.ones(3), mask)), torch.as_tensor(expected)
+    )
+
+
+def test_a_value_of_the_class_above():
+    steady = Heir()
+    steady.__class__ = rewritten_class(Heir)
+    assert steady.base(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 3.0]
+
+
 def test_errors_point_to_the_source():
     with pytest.raises(TypeError) as caught:
         rewritten(Plain.augment)(Plain(), None, None, None)

@@ -13,7 +13,6 @@ def indices(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def column(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """``(n, 1)``, float32, or of booleans."""
-    dtype = torch.bool if isinstance(values[0], bool) else torch.float32
+def column(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(n, 1)``."""
     return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)

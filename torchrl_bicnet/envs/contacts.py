@@ -87,7 +87,7 @@ def contact_of(
         point, depth = physics_functions()["_get_inner_point_box"](outside, surface, pos[side])
         if all(solid):
             return point, depth
-        solid_rows = column(solid, device)  # (P, 1)
+        solid_rows = column(solid, device, torch.bool)  # (P, 1)
         return torch.where(solid_rows.unsqueeze(-1), point, surface), depth.masked_fill(~solid_rows, 0.0)
 
     if kinds == (0, 0):

@@ -27,13 +27,14 @@ import functools
 import inspect
 import operator
 import re
-import textwrap
 import types
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from vmas.simulator import physics
 
 _OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
     ast.Add: ("add", "iadd"),
@@ -78,14 +79,16 @@ def rewritten(function: types.FunctionType, *, checks: bool = False, **names: An
     if hasattr(function, "__wrapped__"):  # its source would be that of the function inside
         return function
     try:
-        source = textwrap.dedent(inspect.getsource(function))
+        source = inspect.getsource(function)
     except (OSError, TypeError):
         return function
     # A name mangled by its class would not be found outside of it.
     if any(not name.endswith("__") for name in re.findall(r"\b__\w+", source)):
         return function
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
-    names = {**HELPERS, **{name: value for name, value in names.items() if name not in cells}}
+    # A scenario may have a function of its own by the name of one of VMAS's.
+    known = {name for name in names if function.__globals__.get(name) is getattr(physics, name, None)}
+    names = {**HELPERS, **{name: value for name, value in names.items() if name in known and name not in cells}}
     first_line = function.__code__.co_firstlineno
     code = _rewritten_code(source, function.__code__.co_filename, first_line, (*cells, *names), checks)
     if code is None:
@@ -102,17 +105,22 @@ def rewritten(function: types.FunctionType, *, checks: bool = False, **names: An
 def _rewritten_code(
     source: str, filename: str, first_line: int, names: tuple[str, ...], checks: bool
 ) -> types.CodeType | None:
-    tree = ast.parse(source)
-    (definition,) = tree.body
+    indented = source[:1].isspace()
+    try:
+        (definition,) = ast.parse(f"if True:\n{source}" if indented else source).body
+    except SyntaxError:  # of a lambda, its lines need not be whole statements
+        return None
+    if isinstance(definition, ast.If):
+        (definition,) = definition.body
     if not isinstance(definition, ast.FunctionDef):
         return None
     definition.decorator_list = []
     # Names that the function closes over, and ours, are arguments of a function around it.
     parameters = [ast.arg(name) for name in names]
     around = ast.FunctionDef("around", ast.arguments([], parameters, None, [], [], None, []), [], [])
-    around.body = [_Rewriter(checks).visit(definition), ast.Return(ast.Name(definition.name, ast.Load()))]
+    around.body = [_Rewriter(definition, checks).visit(definition), ast.Return(ast.Name(definition.name, ast.Load()))]
     module = ast.fix_missing_locations(ast.Module([around], []))
-    ast.increment_lineno(module, first_line - 1)
+    ast.increment_lineno(module, first_line - 1 - indented)
     # Taken from inside the compiled function, which is never run: defaults and decorators are those of the original.
     code: Any = compile(module, filename, "exec", dont_inherit=True)
     for name in ("around", definition.name):
@@ -121,15 +129,21 @@ def _rewritten_code(
 
 
 class _Rewriter(ast.NodeTransformer):
-    def __init__(self, checks: bool) -> None:
+    def __init__(self, definition: ast.FunctionDef, checks: bool) -> None:
         self.checks = checks
         self.near: list[str] = []  # names of the tensors that say whether the entities of the `if`s around are near
+        parts = list(ast.walk(definition))
+        asked = [part for part in parts if isinstance(part, ast.If) and _asks_for_contact(part.test)]
+        inside, everywhere = _names(line for node in asked for line in node.body), _names([definition])
+        shared = {name for part in parts if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
+        # Variables of nothing but the bodies of such questions.
+        self.inner = {name for name, count in inside.items() if everywhere[name] == count} - shared
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST | None:
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
         of_tensors = any(
             isinstance(part, ast.Attribute) and part.attr in ("all", "any") for part in ast.walk(node.test)
         )
-        return None if of_tensors and not self.checks else self.generic_visit(node)
+        return ast.copy_location(ast.Pass(), node) if of_tensors and not self.checks else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -138,13 +152,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> Any:
-        test = node.test
-        if (
-            not (isinstance(test, ast.Call) and isinstance(test.func, ast.Attribute) and test.func.attr == "collides")
-            or len(test.args) != 2
-            or node.orelse
-            or not _only_writes(node.body)
-        ):
+        test: Any = node.test
+        if not _asks_for_contact(test) or node.orelse or not _only_writes(node.body, self.inner, set()):
             return self.generic_visit(node)
         name = f"near_{len(self.near)}"
         near = ast.NamedExpr(ast.Name(name, ast.Store()), _call("steady_near", test.func.value, *test.args))
@@ -157,13 +166,13 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
         target = node.targets[0]
-        if len(node.targets) > 1 or not isinstance(target, ast.Subscript):
+        if len(node.targets) > 1 or not isinstance(target, ast.Subscript) or not _can_be_moved(node):
             return node
         return self._write(target, node.value, ast.Constant(None), node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         self.generic_visit(node)
-        if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS:
+        if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS or not _can_be_moved(node):
             return node
         return self._write(node.target, node.value, ast.Constant(_OPERATORS[type(node.op)][0]), node)
 
@@ -176,7 +185,8 @@ class _Rewriter(ast.NodeTransformer):
             leaves = ast.Tuple(whole.leaves, ast.Load())
             parts = ast.Tuple([leaves, _lambda(everywhere)], ast.Load())
         near = ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load())
-        write = ast.Expr(_call("steady_write", target.value, index, _lambda(value), op, parts, near))
+        place = _lambda(ast.Tuple([target.value, index], ast.Load()))
+        write = ast.Expr(_call("steady_write", place, _lambda(value), op, parts, near))
         return ast.fix_missing_locations(ast.copy_location(write, node))
 
 
@@ -214,16 +224,56 @@ class _Whole(ast.NodeTransformer):
         return node
 
 
-def _only_writes(body: list[ast.stmt]) -> bool:
-    """Whether statements set local names and entries of tensors, and nothing else."""
+def _asks_for_contact(test: ast.expr) -> bool:
+    """Whether it is ``world.collides(a, b)``."""
+    if not isinstance(test, ast.Call) or not isinstance(test.func, ast.Attribute) or test.keywords:
+        return False
+    return test.func.attr == "collides" and len(test.args) == 2
+
+
+def _names(trees: Iterable[ast.AST]) -> Counter[str]:
+    """How often each variable occurs in trees, of which one may be part of another."""
+    parts = {id(part): part for tree in trees for part in ast.walk(tree)}
+    return Counter(part.id for part in parts.values() if isinstance(part, ast.Name))
+
+
+def _can_be_moved(node: ast.Assign | ast.AugAssign) -> bool:
+    """Whether what is written, and where, means the same inside of a lambda."""
+    tied = (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await)
+    return not any(
+        isinstance(part, tied) or (isinstance(part, ast.Name) and part.id in ("super", "__class__", "locals"))
+        for part in ast.walk(node)
+    )
+
+
+def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> bool:
+    """Whether statements set entries of tensors, and variables that nobody else sees, and do nothing else.
+
+    Args:
+        body (list): the statements.
+        inner (set of str): variables of nothing but such bodies.
+        assigned (set of str): those set so far.
+    """
     for node in body:
         if isinstance(node, ast.If):
-            if not _only_writes(node.body + node.orelse):
+            read = node.test
+        elif isinstance(node, (ast.Assign, ast.AugAssign)) and _can_be_moved(node):
+            read = node.value
+        else:
+            return False
+        if _names([read]).keys() & (inner - assigned):
+            return False
+        if isinstance(node, ast.If):
+            if not all(_only_writes(branch, inner, {*assigned}) for branch in (node.body, node.orelse)):
                 return False
             continue
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if not isinstance(node, (ast.Assign, ast.AugAssign)) or not all(
-            isinstance(target, (ast.Name, ast.Subscript)) for target in targets
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(target, ast.Name):
+            if target.id not in inner:
+                return False
+            assigned.add(target.id)
+        elif not isinstance(target, ast.Subscript) or (
+            len(node.targets) > 1 if isinstance(node, ast.Assign) else type(node.op) not in _OPERATORS
         ):
             return False
     return True
@@ -238,20 +288,21 @@ def _call(name: str, *arguments: ast.expr) -> ast.Call:
 
 
 def _write(
-    x: Any,
-    index: Any,
+    place: Callable[[], tuple[Any, Any]],
     value: Callable[[], Any],
     op: str | None,
     whole: tuple[tuple[Any, ...], Callable[[], Any]] | None,
     near: tuple[Tensor, ...],
 ) -> None:
     """``x[index] = value()``, or with ``op`` ``x[index] op= value()``, in the environments of ``near``."""
+    new = value() if op is None and whole is None else None  # Python's order
+    x, index = place()
     masked = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
     mask = functools.reduce(operator.and_, near, index) if masked else index
     if masked and whole is not None and all(_is_number(leaf) for leaf in whole[0]):
         new = whole[1]()
     else:
-        new = value()
+        new = value() if op is not None or whole is not None else new
         masked = masked and (_is_number(new) or (isinstance(new, Tensor) and new.ndim <= x.ndim - index.ndim))
     if not masked:
         if not all(near):
@@ -320,9 +371,10 @@ def _frozen(data: Any) -> tuple[Any, Any] | None:
 
 def _near(world: Any, a: Any, b: Any) -> Tensor | None:
     """Whether a and b are near in any environment; ``None`` if they cannot collide."""
-    if hasattr(world, "near"):
-        return world.near(a, b)
-    return torch.ones((), dtype=torch.bool, device=world.device) if world.collides(a, b) else None
+    near = getattr(world, "near", None)
+    if callable(near):
+        return near(a, b)
+    return torch.ones((), dtype=torch.bool) if world.collides(a, b) else None
 
 
 HELPERS: dict[str, Any] = {
