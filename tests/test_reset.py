@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.test_envs import SCENARIOS, Countdown
 from tests.test_world import assert_same, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.envs.reset import reset_rows
+from torchrl_bicnet.envs.reset import reset_rows, within
 from torchrl_bicnet.envs.walk import walk
 
 # What a full reset changes for all environments together.
@@ -210,7 +210,21 @@ class TestRows:
         assert simulator(other).reset_in_common == ""
 
 
+class Ordered(Shelter):
+    """Has as many agents as environments; the order of the agents is no row of an environment."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.order = torch.randperm(5)
+
+
 class TestOneByOne:
+    def test_as_many_of_something_else_as_environments(self):
+        environment = simulator(make_vmas_env(Ordered(), 5, seed=0))
+        with pytest.warns(UserWarning, match="in common: scenario.order changes"):
+            reset_rows(environment, MASK)
+        assert sorted(environment.scenario.order.tolist()) == [0, 1, 2, 3, 4]
+
     @pytest.mark.parametrize(
         ("leak", "message"),
         [
@@ -318,3 +332,10 @@ def test_distances_between_agents_have_the_distribution_of_vmas():
         for env in (ours, stock)
     )
     assert ks_2samp(one, other).pvalue > 0.005
+
+
+def test_a_stream_is_known_by_its_path():
+    assert within("scenario.rng", ("scenario.rng",))
+    assert within("scenario.rng.state", ("scenario.rng",))
+    assert within("scenario.streams[0]", ("scenario.streams",))
+    assert not within("scenario.rng_offsets", ("scenario.rng",))

@@ -1,5 +1,7 @@
 import copy
+import gc
 import itertools
+import weakref
 from collections import Counter
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 import vmas
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter, TransformedEnv
+from vmas.scenarios.navigation import Scenario as Navigation
 from vmas.simulator import core, physics, sensors
 from vmas.simulator.environment import Environment
 
@@ -233,6 +236,63 @@ def test_sensing_follows_what_is_written_to_a_position():
         assert torch.equal(together, super(type(env.world), env.world).cast_rays(
             a, lidar._angles + a.state.rot, lidar._max_range, lidar.entity_filter
         ))  # fmt: skip
+
+
+def test_a_distance_is_the_callers_and_follows_the_size():
+    world = make_vmas_env("simple_spread", 4, seed=0).base_env._env.world
+    a, b = world.agents[:2]
+    a.set_pos(torch.zeros(2), None), b.set_pos(torch.tensor([0.6, 0.8]), None)
+    assert torch.equal(world.get_distance(a, b), torch.ones(4) - a.shape.radius - b.shape.radius)
+    world.get_distance(a, b).fill_(-7.0)
+    assert not world.is_overlapping(a, b).any()
+    b.shape._radius = 0.9
+    torch.testing.assert_close(world.get_distance(b, a), torch.full((4,), 1 - 0.9 - a.shape.radius))
+    assert world.is_overlapping(a, b).all()
+
+
+def test_a_measurement_is_the_callers_and_follows_the_lidar():
+    env = make_vmas_env("navigation", 4, seed=0).base_env._env
+    env.reset()
+    agent, lidar = env.agents[0], env.agents[0].sensors[0]
+    agent.set_pos(env.agents[1].state.pos + 0.25, None)
+    measured = lidar.measure().clone()
+    lidar.measure().fill_(-7.0)
+    assert torch.equal(lidar.measure(), measured)
+    lidar.entity_filter = lambda entity: False
+    assert (lidar.measure() == lidar._max_range).all()
+    assert not (measured == lidar._max_range).all()
+
+
+def test_the_next_step_follows_the_size_of_a_box():
+    env, stock = make_vmas_env("balance", 32).base_env._env, vmas.make_env("balance", 32)
+    env.seed(0), stock.seed(0)
+    assert_same_bits(env.reset(), stock.reset())
+    for width in (10.0, 0.5, 2.0):
+        for simulator in (env, stock):
+            simulator.scenario.line.shape._length = width / 10
+            simulator.scenario.floor.shape._width = width
+        for _ in range(3):
+            actions = stock.get_random_actions()
+            assert_same_bits(env.step([a.clone() for a in actions]), stock.step(actions))
+
+
+def test_a_world_that_nobody_holds_is_freed():
+    env = make_vmas_env("navigation", 2, seed=0)
+    env.rollout(2)
+    world = weakref.ref(env.base_env._env.world)
+    del env
+    gc.collect()
+    assert world() is None
+
+
+def test_a_done_of_one_column():
+    class Column(Navigation):
+        def done(self):
+            return super().done().unsqueeze(-1)
+
+    td = make_vmas_env(Column(), 4, seed=0).rollout(3)
+    assert td["next", "done"].shape == (4, 3, 1)
+    assert td["next", "agents", "terminated"].shape == (4, 3, 4, 1)
 
 
 def test_closest_points_follow_what_is_written_to_a_position():

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.envs.reset import Before
+from torchrl_bicnet.envs.reset import Before, within
+from torchrl_bicnet.envs.sensing import Sensing
 from torchrl_bicnet.envs.simulator import BatchedWorld
 from torchrl_bicnet.envs.walk import GENERATORS, SCALARS, Node, Walk, contents_of, fill, name_of, walk
 
@@ -60,6 +61,8 @@ class FixedStep:
         self.now: Start | None = None
 
     def __call__(self, actions: Actions) -> TensorDictBase:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("With cuda_graph=True an environment steps under torch.no_grad(), found inference mode.")
         for group, action in actions.items():
             fixed = self.actions.get(group)
             if fixed is None or (fixed.shape, fixed.dtype) != (action.shape, action.dtype):
@@ -132,13 +135,19 @@ class FixedStep:
                 raise RuntimeError("It left the environment otherwise than the first time.")
 
         assert self.record is not None
+        # What someone asked of this state before the step is computed in the graph again, not a constant of it.
+        Sensing.of(self.environment.world).forget()
         return self.record(run)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graphs, for a copy: they are of the memory of this environment."""
+        return {**self.__dict__, "actions": {}, "starts": [], "now": None}
 
-def capture(run: Callable[[], None]) -> Callable[[], None]:
-    """A function's CUDA operations in a graph, which is what calls of the result launch."""
+
+def capture(device: torch.device, run: Callable[[], None]) -> Callable[[], None]:
+    """A function's operations on a CUDA device in a graph, which is what calls of the result launch."""
     graph, watch = torch.cuda.CUDAGraph(), Watch()
-    with torch.cuda.graph(graph), watch:
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)), watch:
         run()
     # Some of what the operations were given are constants of caches, which would free them when they are full.
     return functools.partial(_replay, graph, watch.given)
@@ -169,7 +178,7 @@ class Layout:
         self.nodes: list[Node] = []
         self.streams: list[Node] = []
         for node in found.nodes.values():
-            drawn = node.path.startswith(tuple(streams)) or isinstance(node.thing, GENERATORS)
+            drawn = within(node.path, tuple(streams)) or isinstance(node.thing, GENERATORS)
             (self.streams if drawn else self.nodes).append(node)
         self.tensors: list[Tensor] = []  # in the order in which they are met
         self._places: dict[int, int] = {}
@@ -269,7 +278,7 @@ class Watch(TorchDispatchMode):
         masked = name in ("aten::index.Tensor", "aten::index_put_") and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        if masked or name.removeprefix("aten::") in WAITING:
+        if masked or name.removeprefix("aten::") in WAITING or self._leaves_the_device(name, args, kwargs):
             self.problems.append(f"{name} waits for the device, in {_caller()}")
         elif torch.Tag.nondeterministic_seeded in function.tags:
             self.problems.append(f"{name} draws random numbers, in {_caller()}")
@@ -277,6 +286,13 @@ class Watch(TorchDispatchMode):
         outputs = function(*args, **(kwargs or {}))
         self._remember(outputs, [])
         return outputs
+
+    def _leaves_the_device(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether it copies from one device to another."""
+        if name == "aten::copy_":
+            return args[0].device != args[1].device
+        device = (kwargs or {}).get("device")
+        return name == "aten::_to_copy" and device is not None and torch.device(device).type != args[0].device.type
 
     def _remember(self, data: Any, new: list[Tensor]) -> None:
         for tensor in tree_leaves(data):

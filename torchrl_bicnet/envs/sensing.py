@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import weakref
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ from vmas.simulator.sensors import Lidar
 
 from torchrl_bicnet.envs.constants import column, indices
 from torchrl_bicnet.envs.contacts import KINDS, facing_points
+from torchrl_bicnet.envs.walk import SENSING
+
+_Pair = tuple[Entity, Entity]
 
 
 class Sensing:
@@ -23,29 +25,39 @@ class Sensing:
     """
 
     def __init__(self) -> None:
-        self._state: list[tuple[Any, ...]] = []  # entity, position, rotation, and how often each was written to
+        # Entity, position, rotation, how often each was written to, and the sizes of the shape.
+        self._state: list[tuple[Any, ...]] = []
         self._mode: tuple[bool, bool] | None = None
-        self._pairs: dict[tuple[Entity, Entity], int] = {}
-        self._gaps: tuple[Tensor, ...] | None = None
-        self._near: tuple[Tensor, ...] = ()
-        self._measured: dict[Lidar, Tensor] = {}
-        self._groups: dict[tuple[int, int], tuple[tuple[Entity, Entity], ...]] = {}
+        self._pairs: dict[_Pair, None] = {}
+        self._gaps: dict[_Pair, tuple[Tensor, Tensor]] = {}
+        self._measured: dict[Lidar, tuple[tuple[Any, ...], Tensor, Tensor]] = {}  # settings, angles, distances
+        self._groups: dict[tuple[int, int], tuple[_Pair, ...]] = {}
         self._facing: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     @classmethod
     def of(cls, world: World) -> Sensing:
-        sensing = _sensing.get(world)
+        sensing = vars(world).get(SENSING)
         if sensing is None:
-            sensing = _sensing[world] = cls()
+            sensing = vars(world)[SENSING] = cls()
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         if sensing._mode != mode or not sensing._holds(world.entities):
             sensing._mode = mode
             states = [(entity, entity.state.pos, entity.state.rot) for entity in world.entities]
             # What is written to tensors of inference mode is not counted: they hold never.
             counted = not any(tensor.is_inference() for state in states for tensor in state[1:])
-            sensing._state = [(*state, state[1]._version, state[2]._version) for state in states] if counted else []
-            sensing._gaps, sensing._measured, sensing._facing = None, {}, {}
+            if counted:
+                sensing._state = [
+                    (entity, pos, rot, pos._version, rot._version, dict(vars(entity.shape)))
+                    for entity, pos, rot in states
+                ]
+            else:
+                sensing._state = []
+            sensing._gaps, sensing._measured, sensing._facing = {}, {}, {}
         return sensing
+
+    def forget(self) -> None:
+        """Compute everything again, whatever the state."""
+        self._state = []
 
     def _holds(self, entities: list[Entity]) -> bool:
         return len(entities) == len(self._state) and all(
@@ -54,16 +66,14 @@ class Sensing:
             and state._rot is rot
             and pos._version == pos_version
             and rot._version == rot_version
-            for entity, (of, pos, rot, pos_version, rot_version) in zip(entities, self._state)
+            and vars(entity._shape) == sizes
+            for entity, (of, pos, rot, pos_version, rot_version, sizes) in zip(entities, self._state)
         )
 
     def gap(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
         """Between the circumscribed circles, ``(B,)``, never to be written to, and whether they meet anywhere."""
-        row = self._pairs.get((a, b))
-        if row is None:
-            row = self._pairs[a, b] = len(self._pairs)
-            self._gaps = None
-        if self._gaps is None:
+        if (a, b) not in self._gaps:
+            self._pairs[a, b] = None
             sides = list(zip(*self._pairs))
             entities = dict.fromkeys(itertools.chain(*sides))
             rows = {entity: i for i, entity in enumerate(entities)}
@@ -73,12 +83,12 @@ class Sensing:
             )
             distances = torch.linalg.vector_norm(first - second, dim=-1)  # (P, B)
             radii = [tuple(entity.shape.circumscribed_radius() for entity in side) for side in sides]
-            reach = tuple(map(operator.add, *radii))
-            self._gaps = (distances - column(radii[0], pos.device) - column(radii[1], pos.device)).unbind()
-            self._near = (distances <= column(reach, pos.device)).any(1).unbind()
-        return self._gaps[row], self._near[row]
+            near = distances <= column(tuple(map(operator.add, *radii)), pos.device)
+            gaps = distances - column(radii[0], pos.device) - column(radii[1], pos.device)
+            self._gaps = dict(zip(self._pairs, zip(gaps.unbind(), near.any(1).unbind())))
+        return self._gaps[a, b]
 
-    def facing(self, kinds: tuple[int, int], pairs: tuple[tuple[Entity, Entity], ...]) -> tuple[Tensor, ...]:
+    def facing(self, kinds: tuple[int, int], pairs: tuple[_Pair, ...]) -> tuple[Tensor, ...]:
         """Their closest points, asked for by a reward and, in the same state of the world, by the next step."""
         if kinds not in self._facing or self._groups[kinds] != pairs:
             self._groups[kinds] = pairs
@@ -95,7 +105,7 @@ class Sensing:
 
     def measure(self, lidar: Lidar, world: World) -> Tensor | None:
         """What a lidar measures, ``(B, n_rays)``; ``None`` where it meets anything but spheres."""
-        if lidar not in self._measured:
+        if lidar not in self._measured or self._measured[lidar][0] != _settings(lidar):
             group = {
                 other: targets
                 for agent in world.agents
@@ -107,8 +117,14 @@ class Sensing:
             if lidar not in group:
                 return None
             group = {other: targets for other, targets in group.items() if len(targets) == len(group[lidar])}
-            self._measured.update(zip(group, _cast(group, world)))
-        return self._measured[lidar]
+            for other, measured in zip(group, _cast(group, world)):
+                self._measured[other] = _settings(other), other._angles, measured
+        return self._measured[lidar][2].clone()
+
+
+def _settings(lidar: Lidar) -> tuple[Any, ...]:
+    angles = lidar._angles
+    return lidar.entity_filter, lidar._max_range, id(angles), None if angles.is_inference() else angles._version
 
 
 def _spheres_met(lidar: Lidar, world: World) -> list[Entity]:
@@ -150,6 +166,3 @@ def _cast(group: dict[Lidar, list[Entity]], world: World) -> tuple[Tensor, ...]:
 def _norm(vector: Tensor) -> Tensor:
     """Of ``(2, ...)``, rounded as VMAS's norms of ``(..., 2)`` are."""
     return torch.linalg.vector_norm(vector.movedim(0, -1).contiguous(), dim=-1)
-
-
-_sensing: weakref.WeakKeyDictionary[World, Sensing] = weakref.WeakKeyDictionary()

@@ -1,8 +1,8 @@
 """The physics of VMAS in fewer and wider operations that never wait for the device, with the same outputs.
 
 One step of :class:`~vmas.simulator.core.World` calls the device once for each entity, pair of entities or lidar, and
-asks it in between which pairs are close. Here the entities are rows of one tensor. Outputs equal VMAS's to the bit,
-but for one operation: ``torch.logaddexp`` in the contact force rounds the last elements of a tensor, those past a
+asks it in between which pairs are close. Here the entities are rows of one tensor. On a CPU outputs equal VMAS's to the
+bit, but for one operation: ``torch.logaddexp`` in the contact force rounds the last elements of a tensor, those past a
 multiple of twice the CPU's vector width, otherwise than the rest, and which elements are last depends on how many pairs
 there are. With a multiple of 32 environments there are none; else forces may differ by a rounding there.
 """
@@ -50,7 +50,8 @@ def install(environment: Environment, *, checks: bool = False) -> None:
         part.__class__ = _steady_class(type(part), checks)  # type: ignore[arg-type]
 
 
-@functools.cache
+# Bounded, since VMAS makes new classes for every environment it loads.
+@functools.lru_cache(maxsize=256)
 def _steady_class(cls: Any, checks: bool) -> type:
     steady = rewritten_class(cls, checks=checks, **physics_functions(checks))
     return type(cls.__name__, (_OURS[cls], steady), {"__module__": cls.__module__}) if cls in _OURS else steady
@@ -127,6 +128,8 @@ class BatchedWorld(World):
 
     def _facing(self, a: Entity, b: Entity) -> tuple[Entity, Entity, tuple[Tensor, ...] | None]:
         """The two in the order of their kinds, and their closest points where they are a pair that can collide."""
+        if not {type(a.shape), type(b.shape)} <= KINDS.keys():  # a user's, which collides with nothing
+            return a, b, None
         if KINDS[type(b.shape)] > KINDS[type(a.shape)]:
             a, b = b, a
         return a, b, Sensing.of(self).points(a, b)

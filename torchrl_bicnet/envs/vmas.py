@@ -205,7 +205,13 @@ class _VmasWrapper(VmasWrapper):
         refuse_what_cannot_be_captured(self._env, functools.partial(self._simulate, self._env.step), actions)
         self._env.world.skips_far_pairs = False
         step = functools.partial(self._simulate, self._env.step_without_draws)
-        self.fixed_step = FixedStep(self._env, step, capture if self.device.type == "cuda" else None)
+        record = functools.partial(capture, self.device) if self.device.type == "cuda" else None
+        self.fixed_step = FixedStep(self._env, step, record)
+
+    def to(self, device: torch.device | str) -> _VmasWrapper:
+        if self.fixed_step is not None and torch.device(device) != self.device:
+            raise RuntimeError(f"A captured step stays on {self.device}; make another environment for {device}.")
+        return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = {group: tensordict.get((group, "action")) for group in self._members}
@@ -221,13 +227,14 @@ class _VmasWrapper(VmasWrapper):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is None or mask.all():
+        # A CPU is asked whether it is a reset of all, which is faster; a GPU would have to be waited for.
+        if mask is None or (mask.device.type == "cpu" and mask.all()):
             self._env.reset(return_observations=False)
             return self._read(*self._env.get_from_scenario(True, False, True, True))
         return self._read(*reset_rows(self._env, mask.squeeze(-1)))
 
     def _read(self, observations: Any, dones: Any, infos: Any, rewards: Any = None) -> TensorDictBase:
-        done = dones.unsqueeze(-1)  # (num_envs, 1)
+        done = self.read_done(dones)  # (num_envs, 1)
         groups: dict[str, Any] = {"done": done, "terminated": done.clone()}
         for group, members in self._members.items():
             agents = []

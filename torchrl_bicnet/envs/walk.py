@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vmas.simulator.core import World
 from vmas.simulator.environment import Environment
 
-# Of VMAS's environment: what a window on the screen needs, much of which lives outside of Python, and the spaces, which
-# only describe.
-NO_STATE = frozenset({"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space"})
+# Of a world: what was computed of its present state.
+SENSING = "_sensing"
+# Beside that, of VMAS's environment: what a window on the screen needs, much of which lives outside of Python, and the
+# spaces, which only describe.
+NO_STATE = frozenset(
+    {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING}
+)
 SCALARS = frozenset({bool, int, float, str, type(None)})
 CONSTANTS = (
     type,
@@ -149,7 +154,7 @@ def _attributes(thing: Any, path: str) -> dict[str, Any]:
         )
     contents = dict(getattr(thing, "__dict__", ()))
     contents.update((name, getattr(thing, name)) for name in slots if hasattr(thing, name))
-    if isinstance(thing, Environment):
+    if isinstance(thing, (Environment, World)):
         for name in NO_STATE:
             contents.pop(name, None)
     return contents
@@ -201,7 +206,7 @@ def _fill_object(thing: Any, contents: dict[str, Any]) -> None:
     if not hasattr(thing, "__dict__"):
         return
     attributes = thing.__dict__
-    kept = NO_STATE if isinstance(thing, Environment) else frozenset()
+    kept = NO_STATE if isinstance(thing, (Environment, World)) else frozenset()
     for name in [name for name in attributes if name not in contents and name not in kept]:
         del attributes[name]
     attributes.update(contents)
