@@ -70,6 +70,8 @@ class Options:
     """seed of the parameters, the exploration, the replay samples and the environments"""
     device: str = "cpu"
     """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
+    cuda_graph: bool = False
+    """capture the step of the environments in a CUDA graph; not measured on a GPU yet"""
 
     communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
     """communication layer of actor and critic"""
@@ -134,7 +136,7 @@ class Options:
         self.checkpoint_interval = self.checkpoint_interval or max(self.total_frames // 10, 1)
 
 
-def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
+def make_env(options: Options, num_envs: int, seed: int, cuda_graph: bool = False) -> EnvBase:
     """Each environment has a random stream of its own: evaluating one does not disturb training in another."""
     return make_vmas_env(
         options.scenario,
@@ -143,6 +145,7 @@ def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
         device=options.device,
         seed=seed,
         pad=options.pad,
+        cuda_graph=cuda_graph,
         **options.scenario_options,
     )
 
@@ -204,7 +207,7 @@ def train(options: Options, folder: Path, checkpoint: Path | None = None) -> dic
     """Train in a run folder, from the start or from a checkpoint; returns the test episodes' returns."""
     torch.manual_seed(options.seed)
 
-    env = make_env(options, options.num_envs, options.seed)
+    env = make_env(options, options.num_envs, options.seed, options.cuda_graph)
     eval_env = make_env(options, options.eval_episodes, EVAL_SEED)
     test_env = make_env(options, options.test_episodes, TEST_SEED)
     actors, critics = make_modules(options, env)
@@ -301,7 +304,7 @@ def check(options: Options) -> None:
     for name in ("eval_episodes", "test_episodes"):
         if getattr(options, name) < 2:
             raise ValueError(f"{name} must be at least 2 for a standard error, found {getattr(options, name)}.")
-    ours = sorted({"max_steps", "device", "seed", "pad", "num_envs"} & options.scenario_options.keys())
+    ours = sorted({"max_steps", "device", "seed", "pad", "num_envs", "cuda_graph"} & options.scenario_options.keys())
     if ours:
         raise ValueError(
             f"{', '.join(ours)}: options of this script, not of the scenario (--{ours[0].replace('_', '-')})."
@@ -330,7 +333,7 @@ def check(options: Options) -> None:
     if options.logger != "csv" and find_spec(options.logger) is None:
         raise ValueError(f"logger={options.logger} was asked for: pip install {options.logger}.")
     # The scenario's options, its groups of agents and the nets' options, on one environment.
-    make_modules(options, make_env(options, 1, seed=0))
+    make_modules(options, make_env(options, 1, seed=0, cuda_graph=options.cuda_graph))
 
 
 Metrics = dict[str, Tensor]  # name to scalar

@@ -207,6 +207,7 @@ def test_everything_moves_to_cuda(tmp_path):
         ({"scenario_options": {"n_agents": 0}}, ValueError, "'navigation' does not take {'n_agents': 0}"),
         ({"num_envs": 7}, ValueError, "frames_per_batch must be a multiple of num_envs, .* num_envs=7"),
         ({"buffer_size": 39}, ValueError, "buffer_size must hold a batch, frames_per_batch=40, found 39"),
+        ({"cuda_graph": True}, ValueError, "cuda_graph=True expects a CUDA device, found device='cpu'"),
         ({"total_frames": -1}, ValueError, "total_frames must be at least 1, found -1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, found 0"),
         ({"sigma_end": 2.0}, ValueError, "found sigma_start=0.9 and sigma_end=2.0"),
