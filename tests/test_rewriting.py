@@ -259,6 +259,20 @@ def test_what_a_user_may_write(name, near):
     )
 
 
+class Counting:
+    def penalise(self, world, x):
+        for a in range(3):
+            if world.collides(a, 3):
+                met = 1 if a == 0 else met + 1  # noqa: F821
+                x[0] = met
+        return x
+
+
+def test_a_variable_that_is_read_before_it_is_set():
+    world = SteadyWorld({(0, 3): True, (1, 3): False, (2, 3): True})
+    assert rewritten(Counting.penalise)(Counting(), world, torch.zeros(2)).tolist() == [2.0, 0.0]
+
+
 def test_a_value_of_the_class_above():
     steady = Heir()
     steady.__class__ = rewritten_class(Heir)

@@ -1,6 +1,7 @@
 import copy
 import gc
 import itertools
+import os
 import weakref
 from collections import Counter
 
@@ -29,7 +30,8 @@ NAMED = {
 }
 
 
-# Steps of the scenarios that take 50 ms to a second for each, VMAS's and ours together, instead of 200.
+# Steps of the scenarios that take 50 ms to a second for each, VMAS's and ours together, instead of 200, unless
+# FULL_LENGTH=1 is set in the environment (eight minutes more).
 FEWER_STEPS = {
     **dict.fromkeys(("pollock", "road_traffic"), 6),
     **dict.fromkeys(("joint_passage", "waterfall"), 40),
@@ -87,7 +89,7 @@ def test_a_step_is_that_of_vmas_to_the_bit(scenario, options):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # VMAS's, of vel_control and of crowded resets
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_is_that_of_vmas_to_the_bit(scenario):
-    steps = FEWER_STEPS.get(scenario, 200)
+    steps = 200 if os.environ.get("FULL_LENGTH") else FEWER_STEPS.get(scenario, 200)
     assert_plays_like_vmas(scenario, steps=steps, reset_every=steps // 2)
 
 

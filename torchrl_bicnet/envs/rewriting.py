@@ -135,9 +135,11 @@ class _Rewriter(ast.NodeTransformer):
         parts = list(ast.walk(definition))
         asked = [part for part in parts if isinstance(part, ast.If) and _asks_for_contact(part.test)]
         inside, everywhere = _names(line for node in asked for line in node.body), _names([definition])
-        shared = {name for part in parts if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
+        known = {name for part in parts if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
+        known |= {part.arg for part in parts if isinstance(part, ast.arg)}
+        written = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
         # Variables of nothing but the bodies of such questions.
-        self.inner = {name for name, count in inside.items() if everywhere[name] == count} - shared
+        self.inner = {name for name in written - known if everywhere[name] == inside[name]}
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         of_tensors = any(
