@@ -99,9 +99,9 @@ def main(options: Options) -> None:
     if options.plot is not None:
         draw(json.loads(options.plot.read_text())).savefig(options.plot.with_suffix(".png"), dpi=120)
         return
+    check(options)
     if options.quick:
         options = replace(options, **QUICK)
-    check(options)
     file = options.output / f"{torch.device(options.device).type}.json"
     options.output.mkdir(parents=True, exist_ok=True)
     results = {"about": about(options), "throughput": [], "partial_reset": [], "step": [], "collection": []}

@@ -88,7 +88,7 @@ class Options:
     frames_per_batch: int = 0
     """frames collected between two rounds of updates, a multiple of num_envs; 0: ten steps of all environments"""
     updates_per_batch: int = 10
-    """gradient updates after each batch of frames"""
+    """gradient updates after each batch of frames, which is larger with more environments"""
     batch_size: int = 256
     """joint transitions per update"""
     buffer_size: int = 0
@@ -423,6 +423,8 @@ def find_checkpoint(resume: Path, options: Options) -> tuple[Path, Path | None]:
     """The run folder and the checkpoint to go on from; ``resume`` is either."""
     changed = [name for name, value in asdict(Options()).items() if asdict(options)[name] != value]
     if changed:
+        follow = {"total_frames", "frames_per_batch", "buffer_size", "eval_interval", "checkpoint_interval"}
+        changed = [name for name in changed if name not in follow] or changed[:1]
         raise ValueError(
             f"A resumed run keeps the options in its run.json; found {', '.join(changed)} beside --resume {resume}."
         )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,3 +73,21 @@ def test_numbers_are_those_of_the_committed_results():
         assert run["frames"] == 120_000
         assert run["return_after"] == pytest.approx(sum(returns) / 1000, abs=6e-4)
         assert run["return_after"] >= 3.9
+
+
+def test_speeds_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "benchmarks/results/ratios/cpu.json").read_text())
+    rows, lines = [], " ".join(README.split())
+    questions = {"partial_reset": "reset 5% of", "step": "step", "collection": "collect with BiCNet from"}
+    for section, what in questions.items():
+        for cell in results[section]:
+            for contender, seconds in cell["seconds"].items():
+                rate = cell["counted_per_turn"][contender] / statistics.median(seconds)
+                assert cell["per_second"][contender] == pytest.approx(rate)
+            ratio = cell["per_second"]["ours"] / cell["per_second"]["VmasEnv"]
+            rows.append(f"| {what} `{cell['scenario']}` | {cell['num_envs']} | {ratio:.2f} |")
+    assert len(rows) == 10
+    assert "\n".join(rows) in README
+    assert f"medians of {results['about']['options']['repeats']} turns" in lines
+    bare = {cell["scenario"]: cell["ratios"]["ours / bare loop"] for cell in results["collection"]}
+    assert f"{bare['navigation']:.2f} and {bare['simple_spread']:.2f} of the frames per second" in lines

@@ -1,3 +1,6 @@
+import itertools
+import logging
+
 import pytest
 import torch
 import vmas
@@ -332,6 +335,17 @@ def test_distances_between_agents_have_the_distribution_of_vmas():
         for env in (ours, stock)
     )
     assert ks_2samp(one, other).pvalue > 0.005
+
+
+def test_what_cannot_be_seen_is_reset_one_by_one():
+    scenario = Shelter()
+    scenario.log, scenario.numbers, scenario.counter = logging.getLogger("x"), range(3), itertools.count()
+    environment = simulator(make_vmas_env(scenario, 5, seed=0))
+    whole = environment.scenario.whole.clone()
+    with pytest.warns(UserWarning, match=r"in common: The state of scenario.counter cannot be seen.*itertools.count"):
+        reset_rows(environment, MASK)
+    assert torch.equal(environment.scenario.whole[~MASK], whole[~MASK])
+    assert (environment.scenario.whole[MASK] != whole[MASK]).any()
 
 
 def test_a_stream_is_known_by_its_path():

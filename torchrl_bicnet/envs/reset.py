@@ -39,7 +39,10 @@ def reset_rows(environment: Environment, mask: Tensor) -> list[Any]:
     """
     in_common = environment.reset_in_common
     if in_common is None:
-        in_common = _what_is_in_common(environment)
+        try:
+            in_common = _what_is_in_common(environment)
+        except TypeError as error:  # something whose state cannot be seen
+            in_common = str(error).rstrip(".")
     if not in_common:
         before = Before(environment)
         environment.reset(return_observations=False)

@@ -42,6 +42,20 @@ _OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
     ast.Mult: ("mul", "imul"),
     ast.Div: ("truediv", "itruediv"),
 }
+# What is called in the bodies of questions about contacts and only computes.
+_PURE = {
+    "get_distance",
+    "is_overlapping",
+    "vector_norm",
+    "norm",
+    "abs",
+    "sum",
+    "clamp",
+    "exp",
+    "sqrt",
+    "square",
+    "float",
+}
 
 
 def rewritten_class(cls: type, *, checks: bool = False, **names: Any) -> type:
@@ -108,10 +122,10 @@ def _rewritten_code(
     indented = source[:1].isspace()
     try:
         (definition,) = ast.parse(f"if True:\n{source}" if indented else source).body
-    except SyntaxError:  # of a lambda, its lines need not be whole statements
+        if isinstance(definition, ast.If):
+            (definition,) = definition.body
+    except (SyntaxError, ValueError):  # a lambda, whose lines need not be one statement, or a file that was edited
         return None
-    if isinstance(definition, ast.If):
-        (definition,) = definition.body
     if not isinstance(definition, ast.FunctionDef):
         return None
     definition.decorator_list = []
@@ -248,6 +262,12 @@ def _can_be_moved(node: ast.Assign | ast.AugAssign) -> bool:
     )
 
 
+def _acts(node: ast.AST) -> bool:
+    """Whether something is called that may do more than compute, which VMAS would not call where nothing is near."""
+    called = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
+    return not all(isinstance(part, ast.Attribute) and part.attr in _PURE for part in called)
+
+
 def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> bool:
     """Whether statements set entries of tensors, and variables that nobody else sees, and do nothing else.
 
@@ -263,7 +283,7 @@ def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> b
             read = node.value
         else:
             return False
-        if _names([read]).keys() & (inner - assigned):
+        if _names([read]).keys() & (inner - assigned) or _acts(node):
             return False
         if isinstance(node, ast.If):
             if not all(_only_writes(branch, inner, {*assigned}) for branch in (node.body, node.orelse)):
@@ -304,7 +324,11 @@ def _write(
     if masked and whole is not None and all(_is_number(leaf) for leaf in whole[0]):
         new = whole[1]()
     else:
+        old = x[index] if op is not None and not masked else None  # Python's order again
         new = value() if op is not None or whole is not None else new
+        if old is not None and all(near):
+            x[index] = getattr(operator, f"i{op}")(old, new)
+            return
         masked = masked and (_is_number(new) or (isinstance(new, Tensor) and new.ndim <= x.ndim - index.ndim))
     if not masked:
         if not all(near):
@@ -321,7 +345,8 @@ def _write(
     elif not isinstance(new, Tensor):
         x.masked_fill_(mask, new)
         return
-    if isinstance(new, Tensor) and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
+    fresh = op is not None and isinstance(new, Tensor)  # else it may look at the memory of x
+    if fresh and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
         torch.where(mask, new, x, out=x)
     else:
         x.copy_(torch.where(mask, new, x))
@@ -362,7 +387,7 @@ def _constant(data: Any, kinds: Any, dtype: torch.dtype | None, device: torch.de
 def _frozen(data: Any) -> tuple[Any, Any] | None:
     """The numbers in ``data`` and their types, hashable; ``None`` if it holds something else."""
     if isinstance(data, (bool, int, float)):
-        return data, type(data)
+        return data, str(data) if data == 0 else type(data)  # -0.0 is no 0.0, and False no 0
     if not isinstance(data, (list, tuple)):
         return None
     parts = [_frozen(part) for part in data]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import logging
 import random
 import types
 from collections import deque
@@ -35,6 +36,11 @@ CONSTANTS = (
     np.dtype,
     np.generic,
     enum.Enum,
+    bytes,
+    complex,
+    range,
+    slice,
+    logging.Logger,
 )
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
