@@ -44,8 +44,8 @@ from torchrl_bicnet import (  # noqa: E402
     visited_states,
 )
 from torchrl_bicnet.checks import check_device  # noqa: E402
-from torchrl_bicnet.plots import LearningCurve  # noqa: E402
 from torchrl_bicnet.rendering.worlds import MAX_WIDTH  # noqa: E402
+from torchrl_bicnet.runs.learning_curves import LearningCurve  # noqa: E402
 
 
 @dataclass

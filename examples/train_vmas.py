@@ -44,7 +44,8 @@ from torchrl_bicnet import (
     plot_learning_curves,
 )
 from torchrl_bicnet.checks import check_device
-from torchrl_bicnet.runs import check_finite, read_options, stop_signals, write_whole
+from torchrl_bicnet.runs.files import read_options, write_whole
+from torchrl_bicnet.runs.run import check_finite, stop_signals
 
 # Metrics whose last values stand beside the progress bar.
 SHOWN = ("evaluation_return", "training_return", "loss_actor", "loss_value")

@@ -16,7 +16,7 @@ from examples import train_vmas
 from examples.train_vmas import Arguments, Options, check, load_run, main, make_env, train
 from tests.test_envs import SEVERAL_GROUPS
 from torchrl_bicnet import Run
-from torchrl_bicnet.plots import read_scalars
+from torchrl_bicnet.runs.files import read_scalars
 
 SCRIPT = Path(train_vmas.__file__)
 QUICK = Options(

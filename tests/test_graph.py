@@ -9,7 +9,7 @@ from vmas.scenarios.navigation import Scenario as Navigation
 
 from tests.test_world import assert_same, play, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.envs.graph import N_LAYOUTS, FixedStep
+from torchrl_bicnet.vmas_fast.captured_step import N_LAYOUTS, FixedStep
 
 REFUSED = {
     "asym_joint": "uniform_ draws random numbers, in asym_joint.py:",

@@ -37,7 +37,7 @@ from torchrl.envs import EnvBase, ExplorationType, PendulumEnv, set_exploration_
 
 import torchrl_bicnet as bicnet
 from examples import evaluate_vmas, train_vmas
-from torchrl_bicnet.envs import WorldSnapshot
+from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot
 
 OURS = [Path(bicnet.__file__).parent, Path(train_vmas.__file__).parent]
 N_AGENTS, N_INPUTS, N_ACTIONS, MAX_STEPS = 3, 18, 2, 3

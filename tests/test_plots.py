@@ -11,7 +11,7 @@ from torchrl.record.loggers import get_logger
 
 from examples import plot_runs
 from torchrl_bicnet import interquartile_mean, learning_curves, plot_learning_curves
-from torchrl_bicnet.plots import read_scalars
+from torchrl_bicnet.runs.files import read_scalars
 
 SCRIPT = Path(plot_runs.__file__)
 RESULTS = SCRIPT.parent.parent / "benchmarks/results/navigation"

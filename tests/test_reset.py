@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.test_envs import SCENARIOS, Countdown
 from tests.test_world import assert_same, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.envs.reset import reset_rows, within
-from torchrl_bicnet.envs.walk import walk
+from torchrl_bicnet.vmas_state.object_graph import walk
+from torchrl_bicnet.vmas_state.partial_reset import reset_rows
+from torchrl_bicnet.vmas_state.state_diff import within
 
 # What a full reset changes for all environments together.
 IN_COMMON = {

@@ -4,7 +4,7 @@ import traceback
 import pytest
 import torch
 
-from torchrl_bicnet.envs.rewriting import rewritten, rewritten_class
+from torchrl_bicnet.vmas_fast.sync_free import rewritten, rewritten_class
 
 OUTSIDE = 3.0
 

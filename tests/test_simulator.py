@@ -16,7 +16,7 @@ from vmas.simulator.environment import Environment
 
 from tests.guess_the_sum import GuessTheSum
 from torchrl_bicnet import make_vmas_env
-from torchrl_bicnet.envs import geometry
+from torchrl_bicnet.vmas_fast import closest_points as geometry
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])
 # The scenarios whose step never waits, with the options that it takes.

@@ -13,8 +13,8 @@ from vmas.simulator.utils import Color
 
 from tests.test_envs import SCENARIOS, Countdown
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.envs import WorldSnapshot
-from torchrl_bicnet.envs.walk import walk
+from torchrl_bicnet.vmas_state.object_graph import walk
+from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot
 
 # Half of the time that all of them take.
 SLOW = {

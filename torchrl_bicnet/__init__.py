@@ -8,7 +8,9 @@ from torchrl_bicnet.analysis import (
     order_sensitivity,
     visited_states,
 )
-from torchrl_bicnet.checkpoint import Checkpoints, CollectorState, verify_checkpoint
+from torchrl_bicnet.analysis.influence import influence, influence_matrix
+from torchrl_bicnet.analysis.intervention import Channel, intervene, reorder
+from torchrl_bicnet.analysis.plots import plot_channel_value, plot_influence, plot_order_sensitivity
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -18,16 +20,21 @@ from torchrl_bicnet.communication import (
 from torchrl_bicnet.envs import make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
-from torchrl_bicnet.figures import plot_channel_value, plot_influence, plot_order_sensitivity
-from torchrl_bicnet.intervention import Channel, intervene, reorder
-from torchrl_bicnet.jacobian import influence, influence_matrix
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
-from torchrl_bicnet.plots import interquartile_mean, learning_curves, plot_learning_curves
 from torchrl_bicnet.rendering import record, render, save_film
-from torchrl_bicnet.runs import Run, read_options
+from torchrl_bicnet.runs import (
+    Checkpoints,
+    CollectorState,
+    Run,
+    interquartile_mean,
+    learning_curves,
+    plot_learning_curves,
+    read_options,
+    verify_checkpoint,
+)
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
-from torchrl_bicnet.envs.vmas import RandomStream
+from torchrl_bicnet.envs.random_stream import RandomStream
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_bicnet.checks import check_integer, check_key, check_number
-from torchrl_bicnet.communication import mask_absent
-from torchrl_bicnet.modules import action_bounds, action_leaf
+from torchrl_bicnet.communication.mask import mask_absent
+from torchrl_bicnet.specs import action_bounds, action_leaf
 
 
 class ExplorationNoise(TensorDictModuleBase):

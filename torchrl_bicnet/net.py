@@ -11,13 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.modules import MLP, MultiAgentMLP
 
 from torchrl_bicnet.checks import check_device, check_integer, check_like, check_type
-from torchrl_bicnet.communication import (
-    AttentionCommunication,
-    MeanCommunication,
-    NoCommunication,
-    RecurrentCommunication,
-    mask_absent,
-)
+from torchrl_bicnet.communication.baselines import AttentionCommunication, MeanCommunication, NoCommunication
+from torchrl_bicnet.communication.mask import mask_absent
+from torchrl_bicnet.communication.recurrent import RecurrentCommunication
 
 CommunicationName = Literal["lstm", "gru", "rnn", "mean", "attention", "none"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_bicnet.checks import check_device, check_type
-from torchrl_bicnet.communication import RecurrentCommunication
+from torchrl_bicnet.communication.recurrent import RecurrentCommunication
 from torchrl_bicnet.net import BiCNet
 
 # The parts of the plain networks, and where BiCNet has them.

@@ -1,6 +1,6 @@
 """VMAS environments for TorchRL."""
 
-from torchrl_bicnet.envs.vmas import make_vmas_env
-from torchrl_bicnet.envs.world import WorldSnapshot, restore, snapshot
+from torchrl_bicnet.envs.make import make_vmas_env
+from torchrl_bicnet.vmas_state import WorldSnapshot, restore, snapshot
 
 __all__ = ["WorldSnapshot", "make_vmas_env", "restore", "snapshot"]

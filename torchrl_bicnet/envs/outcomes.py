@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_bicnet.envs.world import find_vmas
+from torchrl_bicnet.vmas_state.unwrap import find_vmas
 
 # What a step led to, ("next", ...) of the transition, to (num_envs,) boolean.
 Outcome = Callable[[TensorDictBase], Tensor]

@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_bicnet.checks import check_number, check_type
-from torchrl_bicnet.envs.vmas import RandomStream
+from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
 from torchrl_bicnet.rendering.worlds import agents_of, mosaic, render, vmas_environment
 

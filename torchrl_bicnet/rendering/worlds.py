@@ -19,10 +19,10 @@ from torchrl.envs import EnvBase
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.envs.vmas import RandomStream
-from torchrl_bicnet.envs.world import find_vmas
-from torchrl_bicnet.modules import find_group
+from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
+from torchrl_bicnet.specs import find_group
+from torchrl_bicnet.vmas_state.unwrap import find_vmas
 
 if TYPE_CHECKING:
     from torchrl_bicnet.rendering.canvas import Canvas

@@ -1,162 +1,22 @@
-"""Looking inside a trained team: what its channel is worth, and what the order of its agents does."""
+"""What the order of the agents does to a trained team."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_bicnet.checks import check_integer, check_key, check_seed, check_type
-from torchrl_bicnet.evaluation import Evaluation, evaluate, in_eval_mode, paired_difference
-from torchrl_bicnet.intervention import Channel, intervene, reorder
+from torchrl_bicnet.analysis.intervention import reorder
+from torchrl_bicnet.analysis.states import _evaluate_and_keep_states
+from torchrl_bicnet.checks import check_integer, check_key, check_type
+from torchrl_bicnet.evaluation import Evaluation, evaluate, in_eval_mode
 from torchrl_bicnet.modules import BiCNetActor
-
-
-def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int, seed: int) -> TensorDict:
-    """What the policy read in the first episodes of every environment, as :func:`~torchrl_bicnet.evaluate` plays them.
-
-    Args:
-        env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
-        policy (TensorDictModuleBase): acts for every group.
-
-    Keyword Args:
-        max_steps (int): time limit, in steps.
-        seed (int): of the start states.
-
-    Returns:
-        TensorDict: the policy's ``in_keys``, ``(S,)``: every state from which an action was taken, by time.
-
-    Raises:
-        TypeError: for a policy that is no TensorDict module, or no seed.
-        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
-
-    Example:
-        >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
-        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
-        >>> visited_states(env, BiCNetActor.from_env(env), max_steps=5, seed=0)["agents", "observation"].shape
-        torch.Size([40, 3, 18])
-    """
-    return _evaluate_and_keep_states(env, policy, max_steps, seed)[1]
-
-
-def example_channels(n_agents: int) -> dict[str, Channel]:
-    """A channel of each kind that :func:`~torchrl_bicnet.channel_value` can measure, by what a plot calls it.
-
-    Args:
-        n_agents (int): size of the largest group.
-
-    Returns:
-        dict: label to channel. Limits to a radius are for you to add, in the units of your scenario.
-
-    Raises:
-        TypeError: for something else than an integer.
-        ValueError: if there is nobody to talk to.
-
-    Example:
-        >>> list(example_channels(3))[:4]
-        ['cut', 'drop 10%', 'drop 25%', 'drop 50%']
-    """
-    check_integer("n_agents", n_agents, least=2)
-    return {
-        "cut": Channel(window=0),
-        **{f"drop {probability:.0%}": Channel(drop=probability) for probability in (0.1, 0.25, 0.5)},
-        **{f"noise {sigma}": Channel(noise=sigma) for sigma in (0.1, 0.3, 1.0)},
-        **{f"{bits} bit{'s' * (bits > 1)}": Channel(bits=bits) for bits in (1, 2, 4, 8)},
-        **{f"window {window}": Channel(window=window) for window in range(1, n_agents - 1)},
-        "forward only": Channel(direction="forward"),
-        "backward only": Channel(direction="backward"),
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelValue:
-    """What a team returns with its own channel and with others, from the same start states.
-
-    Args:
-        intact (Evaluation): with the messages as they are.
-        changed (dict): label to the evaluation with that channel.
-
-    Raises:
-        TypeError: for a field that is missing, unknown or of another type.
-
-    Example:
-        >>> import torch
-        >>> from torchrl_bicnet import Evaluation
-        >>> intact, cut = (Evaluation({"agents": torch.full((9, 2), x)}, torch.ones(9), seed=0) for x in (4.0, 1.0))
-        >>> ChannelValue(intact, {"cut": cut}).differences()["cut"]["evaluation_return_difference"]
-        -3.0
-    """
-
-    intact: Evaluation
-    changed: dict[str, Evaluation]
-
-    def __post_init__(self) -> None:
-        check_type("intact", self.intact, Evaluation, "an Evaluation")
-        check_type("changed", self.changed, dict, "a dict of label to Evaluation")
-        for label, evaluation in self.changed.items():
-            check_type(f"changed[{label!r}]", evaluation, Evaluation, "an Evaluation")
-
-    def differences(self) -> dict[str, dict[str, float]]:
-        """Label to how much more than intact it returns: :func:`~torchrl_bicnet.paired_difference`."""
-        return {label: paired_difference(evaluation, self.intact) for label, evaluation in self.changed.items()}
-
-
-def channel_value(
-    env: EnvBase,
-    policy: TensorDictModuleBase,
-    channels: Mapping[str, Channel],
-    *,
-    max_steps: int,
-    seed: int,
-) -> ChannelValue:
-    """What the messages of a trained team are worth: its return when they are cut, lost, noisy, rounded or limited.
-
-    Nothing is retrained, so it tells how much this team relies on its channel, not how well a team could do without
-    one. All evaluations start from the same states and draw losses and noise from the evaluation's own random stream.
-
-    Args:
-        env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
-        policy (TensorDictModuleBase): acts for every group; every communication in it gets the channel.
-        channels (mapping): label to :class:`~torchrl_bicnet.Channel`, such as
-            :func:`~torchrl_bicnet.example_channels`.
-
-    Keyword Args:
-        max_steps (int): time limit, in steps.
-        seed (int): of the start states, and of what is lost and of the noise.
-
-    Returns:
-        ChannelValue: the evaluations.
-
-    Raises:
-        TypeError: for a policy that is no module, something else than channels, or no seed.
-        ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNet`.
-        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
-
-    Example:
-        >>> from torchrl_bicnet import BiCNetActor, Channel, make_vmas_env
-        >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
-        >>> channels = {"cut": Channel(window=0), "range 0.5": Channel(radius=0.5, positions=(0, 1))}
-        >>> value = channel_value(env, BiCNetActor.from_env(env), channels, max_steps=5, seed=0)
-        >>> list(value.differences())
-        ['cut', 'range 0.5']
-    """
-    check_type("channels", channels, Mapping, "a mapping of label to Channel")
-    for label, channel in channels.items():
-        check_type(f"channels[{label!r}]", channel, Channel, "a Channel")
-    check_seed(seed)
-    evaluations = []
-    for channel in (Channel(), *channels.values()):
-        with intervene(policy, channel):
-            evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
-    return ChannelValue(evaluations[0], dict(zip(channels, evaluations[1:])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,22 +164,3 @@ def _orders(n_agents: int, max_orders: int, seed: int) -> Tensor:
     while len(orders) < max_orders:
         orders[tuple(torch.randperm(n_agents, generator=generator).tolist())] = None
     return torch.tensor(list(orders))
-
-
-def _evaluate_and_keep_states(
-    env: EnvBase, policy: TensorDictModuleBase, max_steps: int, seed: int
-) -> tuple[Evaluation, TensorDict]:
-    if not isinstance(policy, TensorDictModuleBase):
-        raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
-    check_seed(seed)
-    states = []
-
-    def keep(td: TensorDictBase) -> TensorDictBase:
-        states.append(td.select(*policy.in_keys, strict=False).clone())
-        return policy(td)
-
-    with in_eval_mode(policy):
-        evaluation = evaluate(env, keep, max_steps=max_steps, seed=seed)
-    visited = torch.stack(states)  # (T, num_envs)
-    steps = torch.arange(len(states), device=evaluation.lengths.device).unsqueeze(-1)
-    return evaluation, visited[steps < evaluation.lengths]

@@ -27,6 +27,7 @@ from torchrl_bicnet.checks import check_integer, check_type
 
 if find_spec("tqdm") is not None:
     from tqdm import tqdm
+from torchrl_bicnet.runs.files import write_whole
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 PACKAGES = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas", "numpy")
@@ -170,45 +171,6 @@ class Run:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, (list, tuple)) and len(row) == 2 and type(row[0]) is int and type(row[1]) is float
-
-
-def read_options(folder: Path | str) -> dict[str, Any]:
-    """The options in a run folder's ``run.json``.
-
-    Args:
-        folder (Path or str): made by :meth:`Run.create`, as ``examples/train_vmas.py`` does.
-
-    Returns:
-        dict: name to value, as JSON has it.
-
-    Raises:
-        FileNotFoundError: without such a file.
-        ValueError: if it is damaged.
-        TypeError: for a folder that is no path.
-
-    Example:
-        >>> import tempfile
-        >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
-        {'scenario': 'navigation'}
-    """
-    check_type("folder", folder, (str, os.PathLike), "a path")
-    file = Path(folder) / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")
-    try:
-        options = json.loads(file.read_text())["options"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, it should be JSON with an object 'options': {error!r}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{file} is damaged, its options should be an object, found {options!r}.")
-    return options
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    os.replace(part, file)
 
 
 def check_finite(frames: int, tensors: Mapping[str, Tensor | float]) -> None:

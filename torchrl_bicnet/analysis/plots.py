@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from torchrl_bicnet.analysis import ChannelValue, OrderSensitivity
+from torchrl_bicnet.analysis.channel_value import ChannelValue
+from torchrl_bicnet.analysis.order import OrderSensitivity
 from torchrl_bicnet.checks import check_type
 
 if TYPE_CHECKING:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import functools
-import operator
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.envs.reset import Before, within
-from torchrl_bicnet.envs.sensing import Sensing
-from torchrl_bicnet.envs.simulator import BatchedWorld
-from torchrl_bicnet.envs.walk import GENERATORS, SCALARS, Node, Walk, contents_of, fill, name_of, walk
+from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld
+from torchrl_bicnet.vmas_fast.device_syncs import Watch
+from torchrl_bicnet.vmas_fast.distances import Sensing
+from torchrl_bicnet.vmas_fast.memory_layout import Layout
+from torchrl_bicnet.vmas_state.state_diff import Before
 
 # Steps after which an environment holds its tensors in the same way at the end of each.
 N_SETTLING = 3
-# What reads a tensor on the host, counts the rows of a mask, or copies a number to the device.
-WAITING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "scalar_tensor"})
 # Graphs that are kept for one environment: of a scenario that a reset changes in many ways, the last ones.
 N_LAYOUTS = 8
 Actions = dict[str, Tensor]
@@ -169,138 +163,6 @@ class Start:
     outputs: TensorDictBase | None = None
 
 
-class Layout:
-    """What an environment holds but for the values of its tensors, and the tensors themselves."""
-
-    def __init__(self, environment: Environment) -> None:
-        found = walk(environment)
-        streams = [node.path for node in found.nodes.values() if node.thing is environment.random_stream]
-        self.nodes: list[Node] = []
-        self.streams: list[Node] = []
-        for node in found.nodes.values():
-            drawn = within(node.path, tuple(streams)) or isinstance(node.thing, GENERATORS)
-            (self.streams if drawn else self.nodes).append(node)
-        self.tensors: list[Tensor] = []  # in the order in which they are met
-        self._places: dict[int, int] = {}
-        self.plain = [
-            (node.path, type(node.thing), _described(node.contents, found, self._place)) for node in self.nodes
-        ]
-        self.shapes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in self.tensors]
-        # Tensors by the memory they look at.
-        self.memories: dict[int, list[Tensor]] = {}
-        for tensor in self.tensors:
-            self.memories.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
-        order = {memory: i for i, memory in enumerate(self.memories)}
-        self.signature = self.plain, self.shapes, [
-            (order[t.untyped_storage()._cdata], t.untyped_storage().nbytes(), t.stride(), t.storage_offset())
-            for t in self.tensors
-        ]  # fmt: skip
-
-        self.drawn = [
-            _described(node.contents, found, lambda state: state.cpu().numpy().tobytes()) for node in self.streams
-        ]
-
-    def difference(self, other: Layout) -> str:
-        """What, but for the values of tensors, is not the same; empty if there is nothing."""
-        if self.drawn != other.drawn:
-            return "it draws random numbers"
-        for one, another in zip(self.plain, other.plain):
-            if one != another:
-                return f"{one[0]} holds other things afterwards"
-        return "" if self.signature == other.signature else "its tensors share memory otherwise afterwards"
-
-    def _place(self, tensor: Tensor) -> int:
-        if id(tensor) not in self._places:
-            self._places[id(tensor)] = len(self.tensors)
-            self.tensors.append(tensor)
-        return self._places[id(tensor)]
-
-    def holds(self) -> bool:
-        """Whether the environment still holds the very same things."""
-        for node in self.nodes:
-            now, then = contents_of(node.thing, node.path), node.contents
-            if len(now) != len(then) or not all(map(operator.is_, _items(now), _items(then))):
-                return False
-        return True
-
-    def put_back(self) -> None:
-        for node in reversed(self.nodes):
-            fill(node.thing, node.contents)
-
-    def take(self, other: Layout) -> list[Tensor]:
-        """Copy the values of another layout of the same signature; the tensors that are written to."""
-        pairs = [(x, y) for x, y in zip(self.memories, other.memories) if x != y]
-        # What a step keeps for the next one (the position before) is memory that the next one writes to.
-        targets = [_bytes(self.memories[x][0]) for x, _ in pairs]
-        sources = [_bytes(other.memories[y][0]) for _, y in pairs]
-        sources = [s.clone() if y in self.memories else s for s, (_, y) in zip(sources, pairs)]
-        for target, source in zip(targets, sources):
-            target.copy_(source)
-        return [tensor for x, _ in pairs for tensor in self.memories[x]]
-
-
-def _items(contents: dict[Any, Any] | list[Any]) -> list[Any]:
-    return contents if isinstance(contents, list) else [*contents.keys(), *contents.values()]
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    memory = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory, 0, (memory.nbytes(),), (1,))
-
-
-def _described(value: Any, found: Walk, place: Callable[[Tensor], Any]) -> Any:
-    """What a value is, comparable by ``==``, the same for things at the same path."""
-    if type(value) in SCALARS:
-        return value if value == value else "nan"
-    if isinstance(value, Tensor):
-        return Tensor, place(value)
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), value.shape, value.tobytes()
-    if id(value) in found.nodes:
-        return found.nodes[id(value)].path
-    if id(value) in found.constants:
-        return name_of(value)
-    items = [_described(item, found, place) for item in (_items(value) if isinstance(value, dict) else value)]
-    return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items
-
-
-class Watch(TorchDispatchMode):
-    """Notes the operations that cannot be captured, and where they are, and the tensors made before it began."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.problems: list[str] = []
-        self.given: list[Tensor] = []
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.name()
-        masked = name in ("aten::index.Tensor", "aten::index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if masked or name.removeprefix("aten::") in WAITING or self._leaves_the_device(name, args, kwargs):
-            self.problems.append(f"{name} waits for the device, in {_caller()}")
-        elif torch.Tag.nondeterministic_seeded in function.tags:
-            self.problems.append(f"{name} draws random numbers, in {_caller()}")
-        self._remember((args, kwargs), self.given)
-        outputs = function(*args, **(kwargs or {}))
-        self._remember(outputs, [])
-        return outputs
-
-    def _leaves_the_device(self, name: str, args: Any, kwargs: Any) -> bool:
-        """Whether it copies from one device to another."""
-        if name == "aten::copy_":
-            return args[0].device != args[1].device
-        device = (kwargs or {}).get("device")
-        return name == "aten::_to_copy" and device is not None and torch.device(device).type != args[0].device.type
-
-    def _remember(self, data: Any, new: list[Tensor]) -> None:
-        for tensor in tree_leaves(data):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._known:
-                self._known.add(tensor.untyped_storage()._cdata)
-                new.append(tensor)
-
-
 def refuse_what_cannot_be_captured(
     environment: Environment, step: Callable[[Actions], TensorDictBase], actions: Actions
 ) -> None:
@@ -330,12 +192,3 @@ def name_of_scenario(environment: Environment) -> str:
     scenario = type(environment.scenario)
     file = Path(scenario.make_world.__code__.co_filename).stem
     return file if scenario.__qualname__ == "Scenario" else scenario.__qualname__
-
-
-def _caller() -> str:
-    """The line of the simulator or the scenario that is running."""
-    frame: Any = sys._getframe(2)
-    passed = ("torch.", "tensordict.", "torchrl_bicnet.envs.rewriting", __name__)
-    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(passed):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

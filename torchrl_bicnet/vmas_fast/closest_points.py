@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_bicnet.envs.constants import column
+from torchrl_bicnet.vmas_fast.cached_tensors import column
 
 
 def _get_closest_point_box(

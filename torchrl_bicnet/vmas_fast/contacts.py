@@ -13,9 +13,9 @@ from vmas.simulator import physics
 from vmas.simulator.core import Box, Entity, Line, Shape, Sphere
 from vmas.simulator.utils import LINE_MIN_DIST
 
-from torchrl_bicnet.envs import geometry
-from torchrl_bicnet.envs.constants import column
-from torchrl_bicnet.envs.rewriting import rewritten
+from torchrl_bicnet.vmas_fast import closest_points as geometry
+from torchrl_bicnet.vmas_fast.cached_tensors import column
+from torchrl_bicnet.vmas_fast.sync_free import rewritten
 
 # VMAS adds the forces of contacts in this order: by the kind of the first, which has the higher one, then the second.
 KINDS = {Sphere: 0, Line: 1, Box: 2}

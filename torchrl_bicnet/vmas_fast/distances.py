@@ -11,9 +11,9 @@ from torch import Tensor
 from vmas.simulator.core import Entity, Sphere, World
 from vmas.simulator.sensors import Lidar
 
-from torchrl_bicnet.envs.constants import column, indices
-from torchrl_bicnet.envs.contacts import KINDS, facing_points
-from torchrl_bicnet.envs.walk import SENSING
+from torchrl_bicnet.vmas_fast.cached_tensors import column, indices
+from torchrl_bicnet.vmas_fast.contacts import KINDS, facing_points
+from torchrl_bicnet.vmas_state.object_graph import SENSING
 
 _Pair = tuple[Entity, Entity]
 

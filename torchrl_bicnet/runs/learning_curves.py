@@ -5,22 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import os
-import textwrap
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from torchrl_bicnet.checks import check_integer, check_number, check_seed, check_type
-from torchrl_bicnet.runs import read_options
-
-# SciPy and Matplotlib, of the extra `train`, are loaded by the functions that need them: they would add half again to
-# the time that `import torchrl_bicnet` takes.
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from torchrl_bicnet.checks import check_number, check_type
+from torchrl_bicnet.runs.files import read_options, read_scalars
+from torchrl_bicnet.runs.statistics import interquartile_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,79 +43,6 @@ class LearningCurve:
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
-
-
-def interquartile_mean(
-    strata: Sequence[np.ndarray], *, confidence_level: float = 0.95, n_resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The interquartile mean over runs and its stratified bootstrap interval.
-
-    The quarter of the scores that is lowest and the quarter that is highest are left out, rounded down: fewer than four
-    give their plain mean. A resample draws whole runs of every stratum with replacement, the same ones for all of
-    ``*shape``; the interval lies between percentiles of the resamples. From few runs it is too narrow: of normal
-    scores, the 95% interval of 3, 5, 10 and 20 runs held the true value in 75, 90, 94 and 95% of 4000 trials.
-
-    Args:
-        strata (sequence of ndarray): the scores of each task, on one scale, ``(runs, *shape)``; tasks may have
-            different numbers of runs, and one with more weighs more.
-
-    Keyword Args:
-        confidence_level (float): of the interval. Defaults to 0.95.
-        n_resamples (int): resamples drawn. Defaults to 2000.
-        seed (int): of the resampling: the same scores give the same interval.
-
-    Returns:
-        tuple of ndarray: interquartile mean, lower and upper end, ``(*shape)`` each; NaN where a score is not finite.
-
-    Raises:
-        TypeError: for strata that are no sequence of arrays, or an option of another type.
-        ValueError: if there is no stratum or one holds fewer than two runs; for strata of different shapes; if
-            ``confidence_level`` is not between 0 and 1, ``n_resamples`` below 1 or the seed outside of ``[0, 2**32)``.
-
-    References: Agarwal et al., *Deep RL at the Edge of the Statistical Precipice*, 2021,
-    https://arxiv.org/abs/2108.13264.
-
-    Example:
-        >>> import numpy as np
-        >>> scores = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 100.0])  # of 8 runs
-        >>> estimate, low, high = interquartile_mean([scores])
-        >>> float(estimate), bool(low < estimate < high)  # the mean of 3, 4, 5 and 6
-        (4.5, True)
-    """
-    from scipy.stats import bootstrap, trim_mean  # type: ignore[import-untyped]
-
-    if not isinstance(strata, Sequence) or not all(isinstance(scores, np.ndarray) for scores in strata):
-        raise TypeError(f"strata must be a sequence of arrays, found {strata!r}.")
-    shapes = [scores.shape for scores in strata]
-    if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
-        raise ValueError(f"strata must be of shape (runs, *shape) with one shape, found {shapes}.")
-    check_number("confidence_level", confidence_level)
-    check_integer("n_resamples", n_resamples)
-    check_seed(seed)
-    sizes = [len(scores) for scores in strata]
-    if not sizes or min(sizes) < 2:
-        raise ValueError(f"An interval needs at least two runs of each task, found {sizes} runs.")
-    if not 0 < confidence_level < 1:
-        raise ValueError(f"confidence_level must be between 0 and 1, found {confidence_level}.")
-    valid = np.logical_and.reduce([np.isfinite(scores).all(0) for scores in strata])  # (*shape)
-    finite = [np.nan_to_num(scores, posinf=0, neginf=0) for scores in strata]
-
-    def statistic(*samples: np.ndarray, axis: int) -> np.ndarray:
-        return trim_mean(np.concatenate(samples, axis), 0.25, axis)
-
-    interval = bootstrap(
-        finite,
-        statistic,
-        n_resamples=n_resamples,
-        batch=100,  # bounds the memory
-        confidence_level=confidence_level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    estimate, low, high = (
-        np.where(valid, x, np.nan) for x in (statistic(*finite, axis=0), interval.low, interval.high)
-    )
-    return estimate, low, high
 
 
 def learning_curves(
@@ -196,99 +118,6 @@ def learning_curves(
     }
     labels = next(iter(panels.values()))
     return [_curve(", ".join(panels), metric, label, [strata[panel][label] for panel in panels]) for label in labels]
-
-
-def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
-    """Draw learning curves, a panel for each metric and each of their ``panel`` names.
-
-    Args:
-        curves (sequence of LearningCurve): of :func:`learning_curves`, of several metrics too. Those of one label
-            have one colour.
-
-    Returns:
-        Figure: of Matplotlib, outside of pyplot: ``figure.savefig("picture.png")``.
-
-    Raises:
-        TypeError: for something else than curves.
-        ValueError: if there is no curve.
-
-    Example:
-        >>> from pathlib import Path
-        >>> import numpy as np
-        >>> line = np.array([-5.0, 1.0])
-        >>> runs = tuple(Path(f"runs/seed{seed}") for seed in range(3))
-        >>> curve = LearningCurve("navigation", "evaluation_return", "", runs, np.array([0, 600]), line, line, line)
-        >>> plot_learning_curves([curve]).axes[0].get_title()
-        'navigation'
-    """
-    from matplotlib.figure import Figure
-
-    if not isinstance(curves, Sequence) or not all(isinstance(curve, LearningCurve) for curve in curves):
-        raise TypeError(f"curves must be a sequence of LearningCurve, found {curves!r}.")
-    if not curves:
-        raise ValueError("There is no curve to draw.")
-    cells = list(dict.fromkeys((curve.metric, curve.panel) for curve in curves))
-    colours = {label: f"C{index}" for index, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
-    columns = min(len({curve.panel for curve in curves}), 3)
-    rows = -(-len(cells) // columns)
-    legends = [textwrap.fill(_legend(curve), 80) for curve in curves]
-    lines = "\n".join(legends).count("\n") + 1
-    figure = Figure(figsize=(6 * columns, (3.6 + 0.17 * lines) * rows), layout="constrained")
-    for place, (metric, panel) in enumerate(cells, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        for curve, label in zip(curves, legends):
-            if (curve.metric, curve.panel) == (metric, panel):
-                colour = colours[curve.label]
-                axes.plot(curve.frames, curve.estimate, marker="o", markersize=3, color=colour, label=label)
-                axes.fill_between(curve.frames, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        axes.set(xlabel="environment frames", ylabel=metric.replace("_", " "), title=panel)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize="small", frameon=False)
-    return figure
-
-
-def _legend(curve: LearningCurve) -> str:
-    if len(curve.runs) > 1:
-        line = f"interquartile mean of {len(curve.runs)} runs, 95% interval"
-    else:
-        line = "one run" if np.isnan(curve.low).all() else "one run ± standard error of its evaluation"
-    return ", ".join(filter(None, (curve.label, line)))
-
-
-def read_scalars(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``frames,value`` of a metric, as TorchRL's ``CSVLogger`` writes them.
-
-    Args:
-        file (Path): the CSV file, without a header.
-
-    Returns:
-        tuple of ndarray: frames, rising integers, and values, floats, ``(T,)`` each.
-
-    Raises:
-        ValueError: for a file without rows, a row that is not of this form, or frames that do not rise; the message
-            names file and line.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "loss_value.csv"
-        >>> _ = file.write_text("600,0.5\\n1200,0.25\\n")
-        >>> read_scalars(file)
-        (array([ 600, 1200]), array([0.5 , 0.25]))
-    """
-    frames: list[int] = []
-    values: list[float] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            frame, value = line.split(",")
-            frames.append(int(np.int64(frame)))
-            values.append(float(value))
-        except (ValueError, OverflowError):
-            raise ValueError(f"{file}, line {number}: a row is frames,value, found {line[:80]!r}.") from None
-        if frames[-2:-1] and frames[-1] <= frames[-2]:
-            raise ValueError(f"{file}, line {number}: frames must rise, found {frames[-1]} after {frames[-2]}.")
-    if not frames:
-        raise ValueError(f"{file} is empty; it should hold rows frames,value.")
-    return np.array(frames), np.array(values)
 
 
 @dataclass(frozen=True, eq=False)

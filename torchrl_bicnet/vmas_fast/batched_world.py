@@ -22,10 +22,10 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.sensors import Lidar
 from vmas.simulator.utils import LINE_MIN_DIST, TorchUtils, X, Y
 
-from torchrl_bicnet.envs.constants import column, indices
-from torchrl_bicnet.envs.contacts import KINDS, contact_of, physics_functions
-from torchrl_bicnet.envs.rewriting import rewritten_class
-from torchrl_bicnet.envs.sensing import Sensing
+from torchrl_bicnet.vmas_fast.cached_tensors import column, indices
+from torchrl_bicnet.vmas_fast.contacts import KINDS, contact_of, physics_functions
+from torchrl_bicnet.vmas_fast.distances import Sensing
+from torchrl_bicnet.vmas_fast.sync_free import rewritten_class
 
 _Pair = tuple[int, int]
 # From how many substeps on a CPU is asked which pairs are near. With 10, two boxes that seldom meet (kinematic_bicycle)

@@ -1,5 +1,7 @@
 """Tensors of Python numbers, made once and shared: never write to them."""
 
+from __future__ import annotations
+
 import functools
 
 import torch

@@ -19,7 +19,8 @@ from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_type
-from torchrl_bicnet.envs.walk import SCALARS, Walk, fill, name_of, walk
+from torchrl_bicnet.vmas_state.object_graph import SCALARS, Walk, fill, name_of, walk
+from torchrl_bicnet.vmas_state.unwrap import environment_of
 
 MADE_BY = "made by"
 
@@ -127,22 +128,6 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
         for node in reversed(here.nodes.values()):
             fill(node.thing, node.contents)
         raise ValueError(f"The snapshot is damaged: {error!r}.") from error
-
-
-def environment_of(env: EnvBase) -> Environment:
-    """The simulator's environment, with a random stream of its own, inside TorchRL's."""
-    environment = find_vmas(env) if isinstance(env, EnvBase) else None
-    if environment is None or not hasattr(environment, "random_stream"):
-        raise TypeError(f"Expected an environment made by make_vmas_env, found {type(env).__name__}.")
-    return environment
-
-
-def find_vmas(env: Any) -> Environment | None:
-    """The VMAS environment inside TorchRL's transforms and wrappers, or VMAS's own; ``None`` if there is none."""
-    while env is not None and not isinstance(env, Environment):
-        deeper = (getattr(env, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
-        env = next((layer for layer in deeper if layer is not None and layer is not env), None)
-    return env
 
 
 def _like(tensor: Tensor) -> str:

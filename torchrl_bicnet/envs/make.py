@@ -1,0 +1,180 @@
+"""TorchRL environments over VMAS: right time limits, keys for per-agent losses, a random stream of their own."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.envs import TransformedEnv
+from torchrl.envs.utils import MarlGroupMapType
+from vmas import debug_scenarios, mpe_scenarios, scenarios
+from vmas.scenarios import load
+from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
+
+from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
+from torchrl_bicnet.envs.environment import _Environment
+from torchrl_bicnet.envs.episode import EpisodeTransform
+from torchrl_bicnet.envs.padding import Padding
+from torchrl_bicnet.envs.wrapper import _VmasWrapper
+
+
+def make_vmas_env(
+    scenario: str | BaseScenario,
+    num_envs: int,
+    *,
+    max_steps: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
+    pad: bool = False,
+    check_actions: bool = False,
+    cuda_graph: bool = False,
+    **scenario_kwargs: Any,
+) -> TransformedEnv:
+    """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
+
+    - The time limit is *truncated*, never terminated, so that a TD target bootstraps through it; what the scenario
+      calls done is *terminated*.
+    - Root ``done``, ``terminated`` and ``truncated``, ``(num_envs, 1)``, are the environment's done keys; for each
+      group of ``N`` agents ``(group, "done")`` and so on hold copies of the reward's shape, ``(num_envs, N, 1)``.
+    - ``(group, "episode_reward")``, ``(num_envs, N, 1)``, is the return of the episode so far.
+    - ``step_count`` and ``is_init``, ``(num_envs, 1)``, count the steps of the episode and mark its first one, which
+      TorchRL's collectors and exploration modules ask for.
+    - The environment has a random stream of its own: building, seeding, resetting or stepping it neither reads nor
+      moves the stream of another environment or the global generators of torch, NumPy and Python.
+
+    Args:
+        scenario (str or BaseScenario): a scenario of VMAS by name, or one of your own.
+        num_envs (int): number of environments simulated in one batch.
+
+    Keyword Args:
+        max_steps (int, optional): time limit in steps. ``None``: no limit.
+        device (torch.device): where to simulate. Defaults to ``"cpu"``.
+        seed (int, optional): seed of the environment's random stream. ``None``: a different one each time.
+        group_map (dict or MarlGroupMapType, optional): group name to the names of its agents. Defaults to groups by
+            the agents' names, as in :class:`~torchrl.envs.VmasEnv`; with ``pad=True`` to one group ``"agents"``.
+        pad (bool): lets agents of different kinds share a group, so that they can talk: observations are padded with
+            zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
+            its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
+        check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
+            does, and keeps the scenario's assertions about tensors. The host then waits for the device. Defaults to
+            ``False``.
+        cuda_graph (bool): captures the step in a CUDA graph and replays it: the host launches one graph instead of
+            some hundred operations. The first two steps, and again two after a reset that changes more than values of
+            tensors, run as usual. Not measured on a GPU yet. Defaults to ``False``.
+        **scenario_kwargs: options of the scenario, such as ``n_agents``.
+
+    Returns:
+        TransformedEnv: of batch size ``(num_envs,)``.
+
+    Raises:
+        ValueError: for an unknown scenario or device, ``num_envs`` or ``max_steps`` below 1, a seed outside of
+            ``[0, 2**32)``, a ``group_map`` that does not put each agent into one group, a value that the scenario does
+            not take for an option, ``pad=True`` with nothing to pad, or
+            ``cuda_graph=True`` without CUDA or where a step waits for the device or draws random numbers.
+        TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
+            neither a name nor an instance, or another argument of another type.
+
+    References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
+    Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.
+
+    Example:
+        >>> env = make_vmas_env("navigation", num_envs=32, max_steps=100, seed=0, n_agents=3)
+        >>> td = env.rollout(5)
+        >>> td["agents", "observation"].shape, td["next", "agents", "reward"].shape
+        (torch.Size([32, 5, 3, 18]), torch.Size([32, 5, 3, 1]))
+        >>> td["next", "agents", "terminated"].shape, td["next", "truncated"].shape
+        (torch.Size([32, 5, 3, 1]), torch.Size([32, 5, 1]))
+        >>> team = make_vmas_env("simple_speaker_listener", num_envs=32, pad=True)
+        >>> team.reset()["agents", "observation"].shape  # 3 and 11 features, padded, and a one-hot of 2 kinds
+        torch.Size([32, 2, 13])
+    """
+    check_integer("num_envs", num_envs)
+    if max_steps is not None:
+        check_integer("max_steps", max_steps)
+    check_device(device)
+    if seed is not None:
+        check_seed(seed)
+    check_type("check_actions", check_actions, bool, "a bool")
+    check_type("pad", pad, bool, "a bool")
+    check_type("cuda_graph", cuda_graph, bool, "a bool")
+    if cuda_graph and torch.device(device).type != "cuda":
+        raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
+    environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
+    if group_map is not None and not isinstance(group_map, MarlGroupMapType):
+        _check_groups(group_map, [agent.name for agent in environment.agents])
+    if pad:
+        group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
+        names = [agent.name for agent in environment.agents]
+        groups = group_map.get_group_map(names) if isinstance(group_map, MarlGroupMapType) else group_map
+        environment.padding = Padding(environment, groups)
+    base_env = _VmasWrapper(environment, group_map=group_map)
+    if cuda_graph:
+        base_env.capture()
+    return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
+
+
+def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:
+    if not isinstance(group_map, dict) or not all(
+        isinstance(group, str) and isinstance(agents, list) for group, agents in group_map.items()
+    ):
+        raise TypeError(f"group_map must be a dict of group name to a list of its agents, found {group_map!r}.")
+    if not all(group_map.values()) or sorted(map(str, chain(*group_map.values()))) != sorted(names):
+        raise ValueError(f"group_map must put each of {', '.join(names)} into one group, found {group_map}.")
+
+
+def _build(
+    scenario: str | BaseScenario,
+    num_envs: int,
+    device: torch.device,
+    seed: int | None,
+    check_actions: bool,
+    options: dict[str, Any],
+) -> _Environment:
+    name = scenario if isinstance(scenario, str) else type(scenario).__name__
+    draws_from_torch_alone = False  # what a scenario of the user draws from cannot be known
+    if isinstance(scenario, str):
+        shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
+        if scenario not in shipped:
+            raise ValueError(f"Unknown VMAS scenario {scenario!r}; VMAS has {', '.join(shipped)}.")
+        scenario = load(f"{scenario}.py").Scenario()
+        draws_from_torch_alone = not re.search(r"\b(np|numpy)\.random|\b(import|from) random", _source(scenario))
+    elif not isinstance(scenario, BaseScenario):
+        raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
+    ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
+    if ours:
+        raise TypeError(f"make_vmas_env sets these arguments of VMAS's Environment itself: {', '.join(ours)}.")
+    with warnings.catch_warnings():
+        unused = "Scenario kwargs: .* passed but not used"
+        warnings.filterwarnings("error", message=unused)
+        try:
+            environment = _Environment(scenario, num_envs, device, seed=seed, check_actions=check_actions, **options)
+            environment.draws_from_torch_alone = draws_from_torch_alone and not any(map(callable, options.values()))
+            return environment
+        except UserWarning as warning:
+            if not re.match(unused, str(warning)):
+                raise
+            wrong = [option for option in options if repr(option) in str(warning)]
+        except Exception as error:
+            if not options:
+                raise
+            raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
+    known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"
+    raise TypeError(f"Scenario {name!r} has no option {', '.join(wrong)}; it has {known}.")
+
+
+def _scenario_options(scenario: BaseScenario) -> set[str]:
+    """The names that a scenario takes from its keyword arguments, read off its source file."""
+    return set(re.findall(r"kwargs\.(?:pop|get)\(\s*[\"'](\w+)[\"']", _source(scenario)))
+
+
+def _source(scenario: BaseScenario) -> str:
+    """Of the file that a scenario is written in; empty where there is none."""
+    file = inspect.getsourcefile(scenario.make_world)
+    return Path(file).read_text() if file is not None and Path(file).exists() else ""

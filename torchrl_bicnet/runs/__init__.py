@@ -1,0 +1,21 @@
+"""Training runs on disk: their folders, metrics, checkpoints and learning curves."""
+
+from torchrl_bicnet.runs.checkpoints import Checkpoints, verify_checkpoint
+from torchrl_bicnet.runs.collector_state import CollectorState
+from torchrl_bicnet.runs.files import read_options
+from torchrl_bicnet.runs.learning_curves import LearningCurve, learning_curves
+from torchrl_bicnet.runs.plots import plot_learning_curves
+from torchrl_bicnet.runs.run import Run
+from torchrl_bicnet.runs.statistics import interquartile_mean
+
+__all__ = [
+    "Checkpoints",
+    "CollectorState",
+    "LearningCurve",
+    "Run",
+    "interquartile_mean",
+    "learning_curves",
+    "plot_learning_curves",
+    "read_options",
+    "verify_checkpoint",
+]

@@ -1,0 +1,5 @@
+"""The state of a VMAS environment: found, saved, restored, compared, and reset in part."""
+
+from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot, restore, snapshot
+
+__all__ = ["WorldSnapshot", "restore", "snapshot"]
