@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from examples.train_vmas import TEST_SEED  # noqa: E402
-from torchrl_bicnet import learning_curves, make_vmas_env, plot_learning_curves  # noqa: E402
+from torchrl_bicnet import make_vmas_env  # noqa: E402
+from torchrl_bicnet.runs import learning_curves, plot_learning_curves  # noqa: E402
 
 
 @dataclass

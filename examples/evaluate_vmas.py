@@ -25,26 +25,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from examples.train_vmas import TEST_SEED, Options, load_run, make_env  # noqa: E402
-from torchrl_bicnet import (  # noqa: E402
-    BiCNetActor,
-    Evaluation,
+from torchrl_bicnet import BiCNetActor, Evaluation, evaluate  # noqa: E402
+from torchrl_bicnet.analysis import (  # noqa: E402
     channel_value,
-    evaluate,
     example_channels,
     influence,
     influence_matrix,
-    learning_curves,
     order_sensitivity,
     plot_channel_value,
     plot_influence,
-    plot_learning_curves,
     plot_order_sensitivity,
-    record,
-    save_film,
     visited_states,
 )
 from torchrl_bicnet.checks import check_device  # noqa: E402
+from torchrl_bicnet.rendering import record, save_film  # noqa: E402
 from torchrl_bicnet.rendering.worlds import MAX_WIDTH  # noqa: E402
+from torchrl_bicnet.runs import learning_curves, plot_learning_curves  # noqa: E402
 from torchrl_bicnet.runs.learning_curves import LearningCurve  # noqa: E402
 
 

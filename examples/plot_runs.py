@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from torchrl_bicnet import learning_curves, plot_learning_curves
+from torchrl_bicnet.runs import learning_curves, plot_learning_curves
 
 
 @dataclass

@@ -38,12 +38,11 @@ from torchrl_bicnet import (
     Evaluation,
     Run,
     evaluate,
-    learning_curves,
     make_ddpg_loss,
     make_vmas_env,
-    plot_learning_curves,
 )
 from torchrl_bicnet.checks import check_device
+from torchrl_bicnet.runs import learning_curves, plot_learning_curves
 from torchrl_bicnet.runs.files import read_options, write_whole
 from torchrl_bicnet.runs.run import check_finite, stop_signals
 

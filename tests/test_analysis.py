@@ -7,14 +7,12 @@ from torch import nn
 
 from tests.guess_the_sum import BLIND_COST, GuessTheSum, trained_actor
 from tests.test_envs import Countdown
-from torchrl_bicnet import (
-    BiCNetActor,
+from torchrl_bicnet import BiCNetActor, evaluate, make_vmas_env
+from torchrl_bicnet.analysis import (
     Channel,
     channel_value,
-    evaluate,
     example_channels,
     influence_matrix,
-    make_vmas_env,
     order_sensitivity,
     plot_channel_value,
     plot_influence,

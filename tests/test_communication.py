@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_bicnet import (
-    AttentionCommunication,
-    MeanCommunication,
-    NoCommunication,
-    RecurrentCommunication,
-)
+from torchrl_bicnet import AttentionCommunication, MeanCommunication, NoCommunication, RecurrentCommunication
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 FEATURES, HIDDEN = 5, 6

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import torchrl_bicnet
+from tests.test_docstrings import PUBLIC
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -18,7 +18,7 @@ def test_the_site_builds_without_warnings_and_has_every_public_name(tmp_path):
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     pages = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
-    for name in torchrl_bicnet.__all__:
+    for name in PUBLIC:
         assert re.search(rf'id="torchrl_bicnet\.([a-z.]+\.)?{name}"', pages), name
 
 

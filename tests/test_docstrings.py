@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import torchrl_bicnet
+from torchrl_bicnet import analysis, rendering, runs
 
+PUBLIC = {name: getattr(wing, name) for wing in (torchrl_bicnet, analysis, rendering, runs) for name in wing.__all__}
 MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(torchrl_bicnet.__path__, f"{torchrl_bicnet.__name__}.")
@@ -27,12 +29,21 @@ def test_example(example):
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", torchrl_bicnet.__all__)
-def test_every_public_name_says_what_it_takes_raises_and_shows(name):
-    documentation = getattr(torchrl_bicnet, name).__doc__
-    for section in ("Args:", "Raises:", "Example:"):
-        assert section in documentation
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_says_what_it_takes_and_shows_it(name):
+    assert "Args:" in PUBLIC[name].__doc__
     assert any(example.name.endswith(f".{name}") for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("name", [name for names in torchrl_bicnet._MOVED.values() for name in names])
+def test_a_name_that_moved_to_a_wing_is_still_found_and_says_where_it_is(name):
+    with pytest.warns(DeprecationWarning, match=rf"is now torchrl_bicnet\.\w+\.{name};"):
+        assert getattr(torchrl_bicnet, name) is PUBLIC[name]
+
+
+def test_another_name_is_no_attribute():
+    with pytest.raises(AttributeError, match="'torchrl_bicnet' has no attribute 'bicnet'"):
+        torchrl_bicnet.bicnet  # noqa: B018
 
 
 def test_the_version_is_the_one_installed():

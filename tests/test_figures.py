@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from torchrl_bicnet import (
+from torchrl_bicnet import Evaluation, figures
+from torchrl_bicnet.analysis import (
     ChannelValue,
-    Evaluation,
     OrderSensitivity,
-    figures,
     plot_channel_value,
     plot_influence,
     plot_order_sensitivity,

@@ -10,8 +10,8 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import AdditiveGaussianModule
 
 from tests.test_envs import Countdown
-from torchrl_bicnet import BiCNetActor, make_vmas_env, record, render, save_film
-from torchrl_bicnet.rendering import films
+from torchrl_bicnet import BiCNetActor, make_vmas_env
+from torchrl_bicnet.rendering import films, record, render, save_film
 
 
 class MovingCountdown(Countdown):

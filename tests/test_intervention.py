@@ -3,7 +3,8 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import nn
 
-from torchrl_bicnet import BiCNet, BiCNetActor, Channel, intervene, make_vmas_env, reorder
+from torchrl_bicnet import BiCNet, BiCNetActor, make_vmas_env
+from torchrl_bicnet.analysis import Channel, intervene, reorder
 
 COMMUNICATIONS = ["lstm", "gru", "rnn", "mean", "attention"]
 CHANGES_NOTHING = [

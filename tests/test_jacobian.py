@@ -4,15 +4,8 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded
 
-from torchrl_bicnet import (
-    BiCNet,
-    BiCNetActor,
-    MeanCommunication,
-    RecurrentCommunication,
-    influence,
-    influence_matrix,
-    make_vmas_env,
-)
+from torchrl_bicnet import BiCNet, BiCNetActor, MeanCommunication, RecurrentCommunication, make_vmas_env
+from torchrl_bicnet.analysis import influence, influence_matrix
 
 COMMUNICATIONS = ["lstm", "gru", "rnn", "mean", "attention"]
 

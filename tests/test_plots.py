@@ -10,7 +10,7 @@ import pytest
 from torchrl.record.loggers import get_logger
 
 from examples import plot_runs
-from torchrl_bicnet import interquartile_mean, learning_curves, plot_learning_curves
+from torchrl_bicnet.runs import interquartile_mean, learning_curves, plot_learning_curves
 from torchrl_bicnet.runs.files import read_scalars
 
 SCRIPT = Path(plot_runs.__file__)

@@ -14,8 +14,8 @@ from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
 from tests.test_envs import SCENARIOS, Countdown
-from torchrl_bicnet import make_vmas_env, render
-from torchrl_bicnet.rendering import worlds
+from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet.rendering import render, worlds
 from torchrl_bicnet.rendering.canvas import Canvas
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -25,7 +25,8 @@ EVERY_SCENARIO = """
 import json, sys, warnings
 import torch
 from torch.utils._pytree import tree_leaves
-from torchrl_bicnet import make_vmas_env, render
+from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet.rendering import render
 
 class NoPyglet:
     def find_spec(self, name, path=None, target=None):

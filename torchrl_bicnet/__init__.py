@@ -1,16 +1,13 @@
-"""BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents."""
+"""BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents.
 
-from torchrl_bicnet.analysis import (
-    ChannelValue,
-    OrderSensitivity,
-    channel_value,
-    example_channels,
-    order_sensitivity,
-    visited_states,
-)
-from torchrl_bicnet.analysis.influence import influence, influence_matrix
-from torchrl_bicnet.analysis.intervention import Channel, intervene, reorder
-from torchrl_bicnet.analysis.plots import plot_channel_value, plot_influence, plot_order_sensitivity
+Here is what one composes with; the rest is by its wing: :mod:`~torchrl_bicnet.analysis` looks inside a trained team,
+:mod:`~torchrl_bicnet.rendering` draws it, :mod:`~torchrl_bicnet.runs` reads, compares and plots runs.
+"""
+
+from importlib import import_module
+from typing import Any
+from warnings import warn
+
 from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
@@ -24,17 +21,7 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
-from torchrl_bicnet.rendering import record, render, save_film
-from torchrl_bicnet.runs import (
-    Checkpoints,
-    CollectorState,
-    Run,
-    interquartile_mean,
-    learning_curves,
-    plot_learning_curves,
-    read_options,
-    verify_checkpoint,
-)
+from torchrl_bicnet.runs import Checkpoints, CollectorState, Run
 
 __version__ = "0.1.0"
 
@@ -43,41 +30,55 @@ __all__ = [
     "BiCNet",
     "BiCNetActor",
     "BiCNetCritic",
-    "Channel",
-    "ChannelValue",
     "Checkpoints",
     "CollectorState",
     "Evaluation",
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
-    "OrderSensitivity",
     "RecurrentCommunication",
     "Run",
-    "channel_value",
     "evaluate",
-    "example_channels",
-    "influence",
-    "influence_matrix",
-    "interquartile_mean",
-    "intervene",
-    "learning_curves",
     "load_plain_bicnet",
     "make_ddpg_loss",
     "make_vmas_env",
-    "order_sensitivity",
     "paired_difference",
-    "plot_channel_value",
-    "plot_influence",
-    "plot_learning_curves",
-    "plot_order_sensitivity",
-    "read_options",
-    "record",
-    "render",
-    "reorder",
     "restore",
-    "save_film",
     "snapshot",
-    "verify_checkpoint",
-    "visited_states",
 ]
+
+# Names that moved to a wing, by their wing; importing them from here goes with 0.2.
+_MOVED = {
+    "analysis": (
+        "Channel",
+        "ChannelValue",
+        "OrderSensitivity",
+        "channel_value",
+        "example_channels",
+        "influence",
+        "influence_matrix",
+        "intervene",
+        "order_sensitivity",
+        "plot_channel_value",
+        "plot_influence",
+        "plot_order_sensitivity",
+        "reorder",
+        "visited_states",
+    ),
+    "rendering": ("record", "render", "save_film"),
+    "runs": ("interquartile_mean", "learning_curves", "plot_learning_curves", "read_options", "verify_checkpoint"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return import_module(f"torchrl_bicnet.{name}")
+    for wing, names in _MOVED.items():
+        if name in names:
+            warn(
+                f"torchrl_bicnet.{name} is now torchrl_bicnet.{wing}.{name}; the old name goes with 0.2.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(import_module(f"torchrl_bicnet.{wing}"), name)
+    raise AttributeError(f"module 'torchrl_bicnet' has no attribute {name!r}")

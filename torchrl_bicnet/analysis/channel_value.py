@@ -14,7 +14,7 @@ from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 
 
 def example_channels(n_agents: int) -> dict[str, Channel]:
-    """A channel of each kind that :func:`~torchrl_bicnet.channel_value` can measure, by what a plot calls it.
+    """A channel of each kind that :func:`~torchrl_bicnet.analysis.channel_value` can measure, by what a plot calls it.
 
     Args:
         n_agents (int): size of the largest group.
@@ -91,8 +91,8 @@ def channel_value(
     Args:
         env (EnvBase): as for :func:`~torchrl_bicnet.evaluate`.
         policy (TensorDictModuleBase): acts for every group; every communication in it gets the channel.
-        channels (mapping): label to :class:`~torchrl_bicnet.Channel`, such as
-            :func:`~torchrl_bicnet.example_channels`.
+        channels (mapping): label to :class:`~torchrl_bicnet.analysis.Channel`, such as
+            :func:`~torchrl_bicnet.analysis.example_channels`.
 
     Keyword Args:
         max_steps (int): time limit, in steps.
@@ -107,7 +107,8 @@ def channel_value(
         ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
 
     Example:
-        >>> from torchrl_bicnet import BiCNetActor, Channel, make_vmas_env
+        >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
+        >>> from torchrl_bicnet.analysis import Channel
         >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
         >>> channels = {"cut": Channel(window=0), "range 0.5": Channel(radius=0.5, positions=(0, 1))}
         >>> value = channel_value(env, BiCNetActor.from_env(env), channels, max_steps=5, seed=0)

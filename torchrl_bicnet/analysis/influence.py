@@ -62,20 +62,20 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
 
 
 def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
-    """:func:`~torchrl_bicnet.influence`, averaged over the states in which both agents are present.
+    """:func:`~torchrl_bicnet.analysis.influence`, averaged over the states in which both agents are present.
 
     A team without communication has a diagonal matrix; one that talks in one direction only a triangular one.
 
     Args:
         actor (BiCNetActor): the actor of a group.
         states (TensorDictBase): holds the actor's ``in_keys``, of any batch shape, such as those of
-            :func:`~torchrl_bicnet.visited_states`.
+            :func:`~torchrl_bicnet.analysis.visited_states`.
 
     Returns:
         Tensor: ``(N, N)``, row ``i`` acts, column ``j`` observes; zero for agents never present together.
 
     Raises:
-        TypeError, ValueError, KeyError: as :func:`~torchrl_bicnet.influence`.
+        TypeError, ValueError, KeyError: as :func:`~torchrl_bicnet.analysis.influence`.
         ValueError: if there are no states.
 
     Example:

@@ -148,7 +148,7 @@ def intervene(policy: nn.Module, channel: Channel) -> Iterator[None]:
         channel (Channel): what the messages go through.
 
     Raises:
-        TypeError: for a policy that is no module or a channel that is no :class:`~torchrl_bicnet.Channel`.
+        TypeError: for a policy that is no module or a channel that is no :class:`~torchrl_bicnet.analysis.Channel`.
         ValueError: if there is no :class:`~torchrl_bicnet.BiCNet` in the policy.
 
     Example:

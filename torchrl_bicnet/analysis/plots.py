@@ -19,7 +19,7 @@ def plot_influence(matrix: Tensor) -> Figure:
     """Draw an influence matrix, a row for each agent that acts and a column for each that observes.
 
     Args:
-        matrix (Tensor): ``(N, N)``, of :func:`~torchrl_bicnet.influence_matrix`.
+        matrix (Tensor): ``(N, N)``, of :func:`~torchrl_bicnet.analysis.influence_matrix`.
 
     Returns:
         Figure: Matplotlib's.
@@ -56,18 +56,19 @@ def plot_channel_value(value: ChannelValue) -> Figure:
     """Draw what a team returns with each channel, with standard errors, beside what it returns with its own.
 
     Args:
-        value (ChannelValue): of :func:`~torchrl_bicnet.channel_value`.
+        value (ChannelValue): of :func:`~torchrl_bicnet.analysis.channel_value`.
 
     Returns:
         Figure: Matplotlib's; a panel for each group, a row for each channel.
 
     Raises:
-        TypeError: for something else than a :class:`~torchrl_bicnet.ChannelValue`.
+        TypeError: for something else than a :class:`~torchrl_bicnet.analysis.ChannelValue`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
         >>> import torch
-        >>> from torchrl_bicnet import ChannelValue, Evaluation
+        >>> from torchrl_bicnet import Evaluation
+        >>> from torchrl_bicnet.analysis import ChannelValue
         >>> intact, cut = (Evaluation({"agents": torch.rand(9, 2) + x}, torch.ones(9), seed=0) for x in (4.0, 1.0))
         >>> axes = plot_channel_value(ChannelValue(intact, {"cut": cut})).axes[0]
         >>> [label.get_text() for label in axes.get_yticklabels()]
@@ -96,19 +97,20 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
     """Draw the return with each order of the agents, and how much each agent's action moves over the orders.
 
     Args:
-        sensitivity (OrderSensitivity): of :func:`~torchrl_bicnet.order_sensitivity`.
+        sensitivity (OrderSensitivity): of :func:`~torchrl_bicnet.analysis.order_sensitivity`.
 
     Returns:
         Figure: Matplotlib's; on the left the returns, from the lowest to the highest, with the standard errors of
         their differences to the order of the training, on the right the actions.
 
     Raises:
-        TypeError: for something else than an :class:`~torchrl_bicnet.OrderSensitivity`.
+        TypeError: for something else than an :class:`~torchrl_bicnet.analysis.OrderSensitivity`.
         ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
         >>> import torch
-        >>> from torchrl_bicnet import Evaluation, OrderSensitivity
+        >>> from torchrl_bicnet import Evaluation
+        >>> from torchrl_bicnet.analysis import OrderSensitivity
         >>> pair = [Evaluation({"agents": torch.rand(9, 2)}, torch.ones(9), seed=0) for _ in range(2)]
         >>> sensitivity = OrderSensitivity(torch.tensor([[0, 1], [1, 0]]), pair, torch.zeros(2), "agents")
         >>> len(plot_order_sensitivity(sensitivity).axes)

@@ -54,17 +54,17 @@ def record(
         max_steps (int): length of the film at most, in steps.
         seed (int, optional): seeds the environment first.
         env_index (int or sequence of int): which of the vectorised environments; several make a mosaic.
-        columns (int, optional): of the mosaic, as in :func:`~torchrl_bicnet.render`.
-        influence (Tensor or callable, optional): as in :func:`~torchrl_bicnet.render`, or a function that gives it for
-            the tensordict that the policy is about to read.
-        **drawing: ``width``, ``agent_index_focus`` and ``group`` of :func:`~torchrl_bicnet.render`.
+        columns (int, optional): of the mosaic, as in :func:`~torchrl_bicnet.rendering.render`.
+        influence (Tensor or callable, optional): as in :func:`~torchrl_bicnet.rendering.render`, or a function that
+            gives it for the tensordict that the policy is about to read.
+        **drawing: ``width``, ``agent_index_focus`` and ``group`` of :func:`~torchrl_bicnet.rendering.render`.
 
     Returns:
         list of ndarray: the start state and the state after each step, each ``(H, W, 3)`` uint8.
 
     Raises:
         ValueError, TypeError, KeyError, ImportError: for what :func:`~torchrl_bicnet.evaluate` and
-            :func:`~torchrl_bicnet.render` refuse, before the environment is seeded or reset.
+            :func:`~torchrl_bicnet.rendering.render` refuse, before the environment is seeded or reset.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
@@ -105,7 +105,8 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
     """Write frames as a GIF or an MP4 (H.264), by the file's suffix.
 
     Args:
-        frames (sequence of ndarray): of one size, ``(H, W, 3)`` uint8, such as :func:`~torchrl_bicnet.record` gives.
+        frames (sequence of ndarray): of one size, ``(H, W, 3)`` uint8, such as
+            :func:`~torchrl_bicnet.rendering.record` gives.
         path (str or Path): ends in ``.gif`` or ``.mp4``, in a folder that exists. A file there is overwritten.
 
     Keyword Args:

@@ -27,6 +27,7 @@ class CollectorState:
         TypeError: for something else than a collector, or one over another environment.
 
     Example:
+        >>> import torch
         >>> from torchrl_bicnet import make_vmas_env
         >>> def make_collector():
         ...     return Collector(make_vmas_env("navigation", num_envs=4), frames_per_batch=8, total_frames=16)

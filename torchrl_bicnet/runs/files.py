@@ -28,6 +28,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
 
     Example:
         >>> import tempfile
+        >>> from torchrl_bicnet import Run
         >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
         {'scenario': 'navigation'}
     """

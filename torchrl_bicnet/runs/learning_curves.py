@@ -33,6 +33,12 @@ class LearningCurve:
         estimate (ndarray): interquartile mean over the runs, or the value of a single run, ``(T,)``.
         low, high (ndarray): 95% bootstrap interval over the runs, ``(T,)``; of a single run one standard error of its
             own evaluation to either side, NaN where it has none.
+
+    Example:
+        >>> line = np.array([-5.0, 1.0])
+        >>> curve = LearningCurve("navigation", "evaluation_return", "", (), np.array([0, 600]), line, line, line)
+        >>> curve.estimate[-1]
+        np.float64(1.0)
     """
 
     panel: str

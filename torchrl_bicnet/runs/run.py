@@ -55,6 +55,7 @@ class Run:
 
     Example:
         >>> import tempfile
+        >>> from torchrl_bicnet.runs import read_options
         >>> folder = Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation", "seed": 0})
         >>> read_options(folder)
         {'scenario': 'navigation', 'seed': 0}
