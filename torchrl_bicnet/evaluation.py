@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -292,3 +293,14 @@ def act(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], td: Te
         if action.is_floating_point() != spec.dtype.is_floating_point or action.is_complex():
             raise TypeError(f"Expected an action of type {spec.dtype} at {key!r}, found {action.dtype}.")
     return td
+
+
+def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values of each group by one name: ``name`` of the only group, ``group/name`` of several.
+
+    Example:
+        >>> by_group({"agents": {"loss": 1.0}}), by_group({"agent": {"loss": 1.0}, "adversary": {"loss": 2.0}})
+        ({'loss': 1.0}, {'agent/loss': 1.0, 'adversary/loss': 2.0})
+    """
+    several = len(values) > 1
+    return {f"{group}/{name}" if several else name: one for group, each in values.items() for name, one in each.items()}
