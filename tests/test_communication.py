@@ -119,13 +119,10 @@ class TestRecurrentCommunication:
         forward, backward = layer(x).chunk(2, -1)
         torch.testing.assert_close(swapped(x.flip(-2)).flip(-2), torch.cat([backward, forward], -1))
 
-    def test_misuse(self):
-        with pytest.raises(ValueError, match=r"cell must be one of .* found 'transformer'"):
-            RecurrentCommunication(2, 2, cell="transformer")
-        with pytest.raises(ValueError, match=r"implementation must be one of .* found 'fast'"):
-            RecurrentCommunication(2, 2, implementation="fast")
+    def test_the_fused_kernel_takes_no_mask(self):
+        layer = RecurrentCommunication(2, 2, implementation="fused")
         with pytest.raises(ValueError, match="cannot skip absent agents"):
-            RecurrentCommunication(2, 2, implementation="fused")(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
+            layer(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_runs_in_bfloat16_autocast(self, cell):
@@ -238,19 +235,18 @@ def test_equal_observations_are_told_apart_by_recurrence_only():
 
 
 @layers
-def test_misuse_names_what_was_found_and_expected(kind):
+def test_another_shape_and_another_mask_are_refused(kind):
     layer = make(kind)
     x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
     with pytest.raises(ValueError, match=rf"\(\*B, N, {FEATURES}\) with the agents on dimension -2, found \(3, 5, 4\)"):
         layer(x.mT)
     with pytest.raises(ValueError, match="dimension -2, found"):
         layer(x[0, 0])
+    with pytest.raises(ValueError, match="dimension -2, found"):
+        layer(x[:, :0])
     with pytest.raises(TypeError, match=r"must be boolean .* found torch.float32"):
         layer(x, torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"shape \(3, 4\) .* found \(4,\)"):
         layer(x, torch.ones(4, dtype=torch.bool))
-
-
-def test_attention_heads_must_divide_the_output():
-    with pytest.raises(ValueError, match="multiple of num_heads, found 6 and 4"):
-        AttentionCommunication(3, 6)
+    with pytest.raises(TypeError, match=r"must be boolean .* found list"):
+        layer(x, [[True] * 4] * 3)

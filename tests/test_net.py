@@ -151,27 +151,15 @@ def test_vmap_over_parameters(communication):
     torch.testing.assert_close(out, torch.stack([twin(x) for twin in twins]))
 
 
-def test_misuse_names_what_was_found_and_expected():
-    with pytest.raises(ValueError, match=r"communication must be one of .* found 'telepathy'"):
-        BiCNet(5, 2, communication="telepathy")
-    with pytest.raises(ValueError, match="between 0 and n_agent_inputs=5, found 6"):
-        BiCNet(5, 2, skip=6)
-    with pytest.raises(ValueError, match="needs n_agents"):
-        BiCNet(5, 2, share_params=False)
-    with pytest.raises(TypeError, match="hiden_size"):
-        BiCNet(5, 2, hiden_size=3)
-    with pytest.raises(ValueError, match="hidden_size must be at least 1, found 0"):
-        BiCNet(5, 2, hidden_size=0, communication="mean")
-    with pytest.raises(TypeError, match=r"num_cells must be a sequence of widths, such as \(64,\), found 64"):
-        BiCNet(5, 2, num_cells=64)
-    with pytest.raises(ValueError, match=r"normalise over the features.* found BatchNorm1d"):
-        BiCNet(5, 2, norm_class=nn.BatchNorm1d)
+def test_inputs_of_another_shape_are_refused():
     net = make()
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"agents on dimension -2 and 5 features in all, found \(3, 5, 4\)"):
         net(x.mT)
     with pytest.raises(ValueError, match=r"found \(3, 4, 2\), \(3, 2, 3\)"):
         net(x[..., :2], x[:, :2, 2:])
+    with pytest.raises(ValueError, match=r"found \(5,\)"):
+        net(x[0, 0])
     with pytest.raises(ValueError, match="found no input"):
         net()
     with pytest.raises(TypeError, match="boolean"):

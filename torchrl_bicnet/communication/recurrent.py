@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_bicnet.checks import check_device, check_dtype, check_integer, check_type
-from torchrl_bicnet.communication.mask import _present, mask_absent
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.communication.mask import mask_absent, masked_input
 
 # The cells: (gates of the input, gates of the hidden state, state) -> state, whose first entry is the output.
 # Equations and order of the gates are those of torch.nn.LSTM, GRU and RNN.
@@ -53,12 +53,12 @@ class RecurrentCommunication(nn.RNNBase):
 
     Two implementations share the parameters and agree to rounding, in values and gradients:
 
-    - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode;
+    - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode; it takes no mask;
     - ``"loop"``: an explicit loop over agents with both directions in one product per step. It works under
       :func:`torch.vmap`, :func:`torch.compile` with ``fullgraph=True``, double backward, in eval mode on CUDA
       with gradients, and with a mask.
 
-    With a mask the recurrence steps over absent agents, so the outputs of those present are what they would be in
+    With a mask the recurrence skips absent agents, so the outputs of those present are what they would be in
     the team from which the absent were removed.
 
     Args:
@@ -83,12 +83,6 @@ class RecurrentCommunication(nn.RNNBase):
         - output: ``(*B, N, out_features)``, ``out_features = hidden_size * (2 if bidirectional else 1)``; zero for
           absent agents.
 
-    Raises:
-        ValueError: for a size below 1, an unknown cell, implementation or device; for an input or a mask of another
-            shape or on another device, or a mask with ``implementation="fused"``.
-        TypeError: for an option of another type, a dtype that is not of floating point, an input that is no tensor of
-            the parameters' type, or a mask that is not boolean.
-
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     section 3.2 and figure 1.
 
@@ -102,8 +96,6 @@ class RecurrentCommunication(nn.RNNBase):
         0.0
         >>> _ = layer.load_state_dict(torch.nn.GRU(8, 16, bidirectional=True).state_dict())
     """
-
-    weight_ih_l0: Tensor
 
     def __init__(
         self,
@@ -120,10 +112,6 @@ class RecurrentCommunication(nn.RNNBase):
     ) -> None:
         for name, size in (("in_features", in_features), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_integer(name, size)
-        check_type("bidirectional", bidirectional, bool, "a bool")
-        check_type("bias", bias, bool, "a bool")
-        check_device(device)
-        check_dtype(dtype)
         if cell not in tuple(_CELLS):
             raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
         if implementation not in _IMPLEMENTATIONS:
@@ -145,7 +133,7 @@ class RecurrentCommunication(nn.RNNBase):
         self.out_features = hidden_size * (1 + bidirectional)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features, self.weight_ih_l0)
+        x = masked_input(x, mask, self.in_features)
         flat = x.reshape(-1, *x.shape[-2:])
         if self._needs_loop(x, mask):
             out = self._loop(flat, None if mask is None else mask.reshape(-1, mask.shape[-1]))
