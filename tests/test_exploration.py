@@ -35,7 +35,7 @@ def explore(noise, td):
 
 
 def process(noise, n_steps, *shape, restarts=None):
-    """What is added to the action over time, (n_steps, *shape), from an episode's start; restarts: time -> is_init."""
+    """The noise added over time, (n_steps, *shape), from the start of an episode; restarts: time -> is_init."""
     td = data(*shape, is_init=True)
     added = []
     for step in range(n_steps):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.data import Bounded, Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule, OrnsteinUhlenbeckProcessModule
 
-from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_vmas_env
+from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, NoCommunication, make_vmas_env
 
 SMALL = {"hidden_size": 8, "num_cells": (12,)}
 UNIT = Bounded(-1.0, 1.0, (3, 2))
@@ -130,17 +131,26 @@ class TestActor:
         with pytest.raises(KeyError, match='key "msk" not found'):
             actor(data(mask=torch.zeros(4, 3, dtype=torch.bool)))
 
-    def test_absent_slots_reach_no_net_of_ones_own(self):
-        class Net(nn.Linear):
-            def forward(self, observation, mask):
-                return super().forward(observation)
+    @pytest.mark.parametrize("base", [nn.Module, BiCNet])
+    def test_a_net_of_ones_own_may_know_nothing_of_absent_slots(self, base):
+        class Net(base):
+            def __init__(self):
+                nn.Module.__init__(self)
+                self.n_agent_inputs, self.n_agent_outputs = 5, 2
+                self.linear = nn.Linear(5, 2)
 
-        net = Net(5, 2)
+            def forward(self, observation, mask):
+                return self.linear(observation)
+
+        net = Net()
         mask = torch.tensor([[True, False, True]] * 4)
         td = data(mask=mask)
         td["agents", "observation"][~mask] = torch.nan
         BiCNetActor(5, UNIT, net=net, mask_key=("agents", "mask"))(td)["agents", "action"].sum().backward()
-        assert net.weight.grad.isfinite().all()
+        assert net.linear.weight.grad.isfinite().all()
+        for name in ("param", "action"):
+            assert (td["agents", name][~mask] == 0).all()
+            assert (td["agents", name][mask] != 0).all()
 
     def test_bounds_and_spec_are_where_the_net_is(self):
         actor = BiCNetActor(5, UNIT, device="meta", **SMALL)
@@ -215,6 +225,41 @@ class TestCritic:
         td = TensorDict({"agents": {"observation": torch.randn(4, 3, 5), "action": torch.randn(4, 2, 3)}}, [4])
         with pytest.raises(ValueError, match=r"7 features in all, found \(4, 3, 5\), \(4, 2, 3\)"):
             BiCNetCritic(5, 2, **SMALL)(td)
+
+
+class Selections(TorchDispatchMode):
+    """Counts where an operation selects by a mask."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.where.self
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_selected_by_the_mask_twice():
+    class Net(nn.Module):
+        def forward(self, observation, mask=None):
+            return observation[..., :2]
+
+    class Layer(NoCommunication):
+        def forward(self, x, mask=None):
+            return x
+
+    def count(cls, *args, mask_key=("agents", "mask"), **options):
+        with Selections() as selections:
+            cls(5, *args, mask_key=mask_key, **options)(data(mask=torch.ones(4, 3, dtype=torch.bool)))
+        return selections.count
+
+    # The inputs, the layer's input and output, the net's output; the action
+    assert count(BiCNetCritic, 2, communication="mean", **SMALL) == 4
+    assert count(BiCNetActor, UNIT, communication="mean", **SMALL) == 5
+    # What the layer keeps as it is; what one of the user's own leaves
+    assert count(BiCNetCritic, 2, communication="none", **SMALL) == 3
+    assert count(BiCNetCritic, 2, communication=Layer(12), **SMALL) == 3
+    # A foreign net's input and output; the action
+    assert count(BiCNetActor, UNIT, net=Net()) == 3
+    assert count(BiCNetActor, UNIT, mask_key=None, **SMALL) == 0
 
 
 def modules():
