@@ -1,4 +1,4 @@
-"""BiCNet's actor and critic: which keys the plain nets read and write, and the specs they keep to."""
+"""BiCNet's actor and critic as TensorDict modules: the keys of the plain nets, the action bounds and the mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchrl_bicnet.specs import action_bounds, action_leaf, agent_spec, find_gr
 
 
 class _MaskedNet(nn.Module):
-    """``(*inputs[, mask]) -> net(*inputs[, mask=mask])``: the module's last tensor is the net's keyword."""
+    """A net whose mask is the last positional input: ``(*inputs[, mask]) -> net(*inputs[, mask=mask])``."""
 
     def __init__(self, net: nn.Module, masked: bool) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class _MaskedNet(nn.Module):
         if not self.masked:
             return self.net(*tensors)
         *inputs, mask = tensors
-        if type(self.net) is BiCNet:  # it masks by itself
+        if type(self.net) is BiCNet:  # masks by itself
             return self.net(*inputs, mask=mask)
         return mask_absent(self.net(*(mask_absent(x, mask) for x in inputs), mask=mask), mask)
 
 
 class _BoundedAction(_MaskedNet):
-    """``(*inputs[, mask]) -> param, action``: the net's output and the same squashed into the bounds."""
+    """The net's output and the same squashed into the bounds: ``(*inputs[, mask]) -> param, action``."""
 
     low: Tensor
     high: Tensor
@@ -55,7 +55,7 @@ class _BoundedAction(_MaskedNet):
         fraction = (param.tanh().nan_to_num() + 1) / 2
         # Clamped, since `low + (high - low) * fraction` may round outside the bounds.
         action = (self.low + (self.high - self.low) * fraction).clamp(self.low, self.high)
-        return param, mask_absent(action, tensors[-1]) if self.masked else action
+        return param, mask_absent(action, tensors[-1] if self.masked else None)
 
 
 class _AgentModule(TensorDictModule):
@@ -264,7 +264,7 @@ def _make_net(
 def _read_env(
     env: EnvBase, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
 ) -> tuple[int, TensorSpec]:
-    """The size of an agent's observations and the action's spec; of a new net also the options that the env says."""
+    """The size of an agent's observations and the action's spec; sets the device and team size of a new net."""
     n_agent_inputs = sum(agent_spec(env, key).shape[-1] for key in observations)
     action_spec = agent_spec(env, action)
     if options.get("net") is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,17 @@ def _rnn_cell(input_gates: Tensor, hidden_gates: Tensor, state: _State) -> _Stat
     return ((input_gates + hidden_gates).tanh(),)
 
 
-# cell -> (torch's name, fused kernel, cell of the loop, number of state tensors)
-_CELLS: dict[str, tuple[str, Callable[..., Any], Callable[..., _State], int]] = {
-    "lstm": ("LSTM", torch.lstm, _lstm_cell, 2),
-    "gru": ("GRU", torch.gru, _gru_cell, 1),
-    "rnn": ("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
+class _Cell(NamedTuple):
+    torch_mode: str
+    kernel: Callable[..., Any]  # fused
+    step: Callable[..., _State]  # of the loop
+    n_states: int
+
+
+_CELLS = {
+    "lstm": _Cell("LSTM", torch.lstm, _lstm_cell, 2),
+    "gru": _Cell("GRU", torch.gru, _gru_cell, 1),
+    "rnn": _Cell("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
 }
 _IMPLEMENTATIONS = ("auto", "fused", "loop")
 
@@ -112,12 +118,12 @@ class RecurrentCommunication(nn.RNNBase):
     ) -> None:
         for name, size in (("in_features", in_features), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_integer(name, size)
-        if cell not in tuple(_CELLS):
+        if cell not in _CELLS:
             raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {_IMPLEMENTATIONS}, found {implementation!r}.")
         super().__init__(
-            _CELLS[cell][0],
+            _CELLS[cell].torch_mode,
             in_features,
             hidden_size,
             num_layers=num_layers,
@@ -159,13 +165,13 @@ class RecurrentCommunication(nn.RNNBase):
 
     def _initial_state(self, x: Tensor, leading: int) -> _State:
         zeros = x.new_zeros(leading, x.shape[0], self.hidden_size)
-        return (zeros,) * _CELLS[self.cell][3]
+        return (zeros,) * _CELLS[self.cell].n_states
 
     def _fused(self, x: Tensor) -> Tensor:
         directions = 1 + self.bidirectional
         state = self._initial_state(x, directions * self.num_layers)
         options = (self.bias, self.num_layers, 0.0, self.training, self.bidirectional, True)
-        kernel = _CELLS[self.cell][1]
+        kernel = _CELLS[self.cell].kernel
         return kernel(x, state if self.cell == "lstm" else state[0], self._weights(), *options)[0]
 
     def _loop(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -183,7 +189,7 @@ class RecurrentCommunication(nn.RNNBase):
         input_gates = F.linear(x, weight_ih.flatten(0, 1), biases[0].flatten() if biases else None)
         input_gates = input_gates.unflatten(-1, (len(weights), -1)).movedim(-2, 0)  # (D, B, N, G)
         weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
-        cell = _CELLS[self.cell][2]
+        cell = _CELLS[self.cell].step
         state = self._initial_state(x, len(weights))
         outputs = []
         for step, gates in enumerate(self._along_directions(input_gates).unbind(2)):
