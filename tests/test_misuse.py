@@ -25,10 +25,12 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import ExplorationType, PendulumEnv, set_exploration_type
 
 import torchrl_bicnet as bicnet
+from examples.train_vmas import Options
 from torchrl_bicnet import analysis, rendering, runs
 
 ROOMS = (bicnet, analysis, rendering, runs)
-PUBLIC = {name: getattr(room, name) for room in ROOMS for name in room.__all__ if name != "LearningCurve"}  # a result
+NO_CALLS = {"EVAL_SEED", "TEST_SEED", "LearningCurve", "TrainedRun"}  # constants and results
+PUBLIC = {name: getattr(room, name) for room in ROOMS for name in room.__all__ if name not in NO_CALLS}
 
 REFUSED = (TypeError, ValueError)
 BY_TORCH = (*REFUSED, RuntimeError)  # where torch's own error is as clear
@@ -372,12 +374,18 @@ def files(parts: Parts) -> Iterator[Row]:
     for strata in ([], [np.zeros(1)]):
         yield row(name, "strata", partial(runs.interquartile_mean, strata), "two runs")
 
-    name, good, create = "Run", {"folder": parts.runs[0], "total_frames": 9}, bicnet.Run.create
-    yield from each(name, good, total_frames=[0], logger=["x"], shown=["loss"])
-    yield from each(name, good, errors=(FileNotFoundError,), folder=[folder / "missing"])
-    yield from each(
-        name, {"options": {}}, call=create, errors=(FileExistsError,), folder=[*parts.runs, folder / "file"]
-    )
+    yield from each("load_run", {"folder": parts.runs[0]}, checkpoint=["first"])
+    yield from each("load_run", {}, errors=(FileNotFoundError,), folder=[folder, folder / "missing"])
+    yield from each("load_run", {"folder": parts.runs[0]}, errors=BY_TORCH, device=["gpu"])
+    yield from each("validated", {"kind": Options}, errors=(ValueError,), values=[{"seed": -1}, {"speed": 1}])
+    yield from each("validated", {"values": {}}, errors=(AttributeError, *REFUSED), kind=[3])
+
+    name = "Run"
+    yield from each(name, {"options": {}}, errors=(FileExistsError,), folder=[*parts.runs, folder / "file"])
+    yield from each(name, {"folder": folder / "unused"}, options=[3])
+    start = {"components": {}, "total_frames": 9}
+    call = bicnet.Run(folder / "unused", {}).start
+    yield from each(name, start, call=call, total_frames=[0, 2.5], logger=["x"])
 
 
 @pytest.fixture(scope="module")
