@@ -3,16 +3,13 @@
 import json
 import re
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from torchrl.envs import EnvBase
 
-from examples.train_vmas import train
-from tests.test_examples import QUICK
-from torchrl_bicnet import Run
+from tests import quick
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_code_blocks_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    train(QUICK, Run.create("runs/first", asdict(QUICK)))
+    quick.run(tmp_path / "runs", "first")
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torchrl.envs import EnvBase
 
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
 from torchrl_bicnet.episodes import Policy, first_episodes
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,19 +160,15 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
     return _return_metrics(differences, "evaluation_return_difference")
 
 
-def flat_metrics(metrics: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
-    """Metrics of each group by one name: ``NAME`` of the only group, ``GROUP/NAME`` of several.
+def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values of each group by one name: ``name`` of the only group, ``group/name`` of several.
 
     Example:
-        >>> flat_metrics({"agents": {"loss": 1.0}}), flat_metrics({"red": {"loss": 1.0}, "blue": {}})
-        ({'loss': 1.0}, {'red/loss': 1.0})
+        >>> by_group({"agents": {"loss": 1.0}}), by_group({"agent": {"loss": 1.0}, "adversary": {"loss": 2.0}})
+        ({'loss': 1.0}, {'agent/loss': 1.0, 'adversary/loss': 2.0})
     """
-    several = len(metrics) > 1
-    return {
-        f"{group}/{name}" if several else name: value
-        for group, values in metrics.items()
-        for name, value in values.items()
-    }
+    several = len(values) > 1
+    return {f"{group}/{name}" if several else name: one for group, each in values.items() for name, one in each.items()}
 
 
 def mean_and_stderr(returns: Tensor) -> tuple[float, float]:
@@ -192,4 +186,4 @@ def _return_metrics(returns: Mapping[str, Tensor], name: str) -> dict[str, float
         metrics[group] = {}
         for metric, part in ({name: values} | agents).items():
             metrics[group][metric], metrics[group][f"{metric}_stderr"] = mean_and_stderr(part)
-    return flat_metrics(metrics)
+    return by_group(metrics)

@@ -16,7 +16,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     """The options in a run folder's ``run.json``.
 
     Args:
-        folder (Path or str): made by :meth:`Run.create`, as ``examples/train_vmas.py`` does.
+        folder (Path or str): of a :class:`~torchrl_bicnet.Run`, as ``examples/train_vmas.py`` leaves it.
 
     Returns:
         dict: name to value, as JSON has it.
@@ -24,12 +24,12 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: without such a file.
         ValueError: if it is damaged.
-        TypeError: for a folder that is no path.
 
     Example:
-        >>> import tempfile
-        >>> from torchrl_bicnet import Run
-        >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
+        >>> import json, tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "run.json").write_text(json.dumps({"options": {"scenario": "navigation"}}))
+        >>> read_options(folder)
         {'scenario': 'navigation'}
     """
     check_type("folder", folder, (str, os.PathLike), "a path")
@@ -45,7 +45,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     return options
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write a file that is there whole or not at all."""
     part = file.with_name(f".{file.name}.part")
     part.write_text(text)
