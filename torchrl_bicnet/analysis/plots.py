@@ -108,9 +108,9 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
     figure = _figure(8.0, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     left.errorbar(range(len(ranked)), returns, yerr=errors, fmt="o", markersize=4, capsize=2, label="an order")
-    for row, marker, name in ((trained, "o", "order of the training"), (best, "*", "best order")):
+    for row, marker, size, name in ((trained, "o", 8, "order of the training"), (best, "*", 12, "best order")):
         order = ", ".join(map(str, row["order"]))
-        left.plot(ranked.index(row), row["return"], marker, markersize=8, label=f"{name}: {order}")
+        left.plot(ranked.index(row), row["return"], marker, markersize=size, zorder=3, label=f"{name}: {order}")
     left.set(xlabel="orders of the agents, by return", ylabel="return per agent")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def check_drawing(
         check_integer("env_index", index, 0, environment.num_envs - 1)
     for name, value, least, most in (
         ("width", width, 1, MAX_WIDTH),
-        ("columns", columns, 1, len(indices)),
+        ("columns", columns, 1, math.inf),
         ("agent_index_focus", agent_index_focus, 0, environment.n_agents - 1),
     ):
         if value is not None:
