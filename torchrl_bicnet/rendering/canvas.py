@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,16 +19,6 @@ Points = np.ndarray | Sequence[Sequence[float]]  # (n, 2)
 Color = tuple[float, float, float, float]  # red, green, blue, opacity, from 0 to 1
 
 DISPLAY_DPI = 96  # at which pyglet turns the points of a font size into pixels
-
-# State of OpenGL that is always as VMAS sets it here, or that a picture without a window does not have.
-UNUSED_CONSTANTS = (
-    *("GL_BLEND", "GL_LINE_SMOOTH", "GL_LINE_SMOOTH_HINT", "GL_LINE_STIPPLE", "GL_NICEST", "GL_PROJECTION"),
-    *("GL_SRC_ALPHA", "GL_ONE_MINUS_SRC_ALPHA"),
-)
-UNUSED_FUNCTIONS = (
-    *("glBlendFunc", "glClearColor", "glDisable", "glEnable", "glHint", "glLineStipple", "glLoadIdentity"),
-    *("glMatrixMode", "gluOrtho2D"),
-)
 
 
 class Canvas:
@@ -141,21 +130,55 @@ class Canvas:
 
     def pyglet(self) -> dict[str, ModuleType]:
         """Modules ``pyglet`` and ``pyglet.gl`` that draw here, for ``sys.modules``, by name."""
+        canvas = self
+
+        class Label:
+            def __init__(self, text: str, *, font_size: float, x: float, y: float, **_: Any) -> None:
+                self.text, self.font_size, self.x, self.y = text, font_size, x, y
+
+            def draw(self) -> None:
+                canvas._draw_text(self.text, self.font_size, float(self.x), float(self.y))
+
+        class Sprite:
+            def __init__(self, img: np.ndarray, x: float, y: float, **_: Any) -> None:
+                self.img, self.x, self.y = img, x, y
+
+            def update(self, scale: float) -> None:
+                self.scale = scale
+
+            def draw(self) -> None:
+                canvas._draw_image(self.img, self.x, self.y, self.scale)
+
+        def image_data(width: int, height: int, _: str, data: np.ndarray, **__: Any) -> np.ndarray:
+            return data.reshape(height, width, 4)
+
+        def no_library(name: str) -> None:
+            raise ImportError(f"no {name} is wanted here")
+
+        def window(**_: Any) -> SimpleNamespace:
+            return SimpleNamespace(clear=_nothing, switch_to=_nothing, dispatch_events=_nothing, flip=_nothing)
+
         gl, pyglet = ModuleType("pyglet.gl"), ModuleType("pyglet")
         vars(gl).update(self._gl())
         vars(pyglet).update(
             gl=gl,
             options={},
-            lib=SimpleNamespace(load_library=_no_library),
-            window=SimpleNamespace(Window=_window),
+            lib=SimpleNamespace(load_library=no_library),
+            window=SimpleNamespace(Window=window),
             font=SimpleNamespace(have_font=lambda name: True),
-            text=SimpleNamespace(Label=partial(_Label, self)),
-            image=SimpleNamespace(ImageData=_image_data),
-            sprite=SimpleNamespace(Sprite=partial(_Sprite, self)),
+            text=SimpleNamespace(Label=Label),
+            image=SimpleNamespace(ImageData=image_data),
+            sprite=SimpleNamespace(Sprite=Sprite),
         )
         return {"pyglet": pyglet, "pyglet.gl": gl}
 
     def _gl(self) -> dict[str, Any]:
+        class Pixels:
+            """``GLubyte * size``, a type whose instances hold an image's bytes."""
+
+            def __mul__(self, size: int) -> Any:
+                return lambda *values: np.array(values, dtype=np.uint8)
+
         modes = dict.fromkeys(("GL_POLYGON", "GL_QUADS", "GL_TRIANGLES"), "polygon")
         modes |= {"GL_POINTS": "points", "GL_LINES": "lines", "GL_LINE_STRIP": "strip", "GL_LINE_LOOP": "loop"}
         functions = {
@@ -171,52 +194,13 @@ class Canvas:
             "glVertex3f": self._vertex,
             "glEnd": self._end,
         }
-        return {
-            **dict.fromkeys(UNUSED_CONSTANTS, ""),
-            **dict.fromkeys(UNUSED_FUNCTIONS, _nothing),
-            **modes,
-            **functions,
-            "GLubyte": _Pixels(),
-        }
-
-
-class _Label:
-    def __init__(self, canvas: Canvas, text: str, *, font_size: float, x: float, y: float, **_: Any) -> None:
-        self.canvas, self.text, self.font_size, self.x, self.y = canvas, text, font_size, x, y
-
-    def draw(self) -> None:
-        self.canvas._draw_text(self.text, self.font_size, float(self.x), float(self.y))
-
-
-class _Sprite:
-    def __init__(self, canvas: Canvas, img: np.ndarray, x: float, y: float, **_: Any) -> None:
-        self.canvas, self.img, self.x, self.y = canvas, img, x, y
-
-    def update(self, scale: float) -> None:
-        self.scale = scale
-
-    def draw(self) -> None:
-        self.canvas._draw_image(self.img, self.x, self.y, self.scale)
-
-
-class _Pixels:
-    """``GLubyte * size``, a type whose instances hold an image's bytes."""
-
-    def __mul__(self, size: int) -> Any:
-        return lambda *values: np.array(values, dtype=np.uint8)
-
-
-def _image_data(width: int, height: int, _: str, data: np.ndarray, **__: Any) -> np.ndarray:
-    return data.reshape(height, width, 4)
-
-
-def _window(**_: Any) -> SimpleNamespace:
-    return SimpleNamespace(clear=_nothing, switch_to=_nothing, dispatch_events=_nothing, flip=_nothing)
+        # State that is always as VMAS sets it here, or that a picture without a window does not have.
+        unused = ("glBlendFunc", "glClearColor", "glDisable", "glEnable", "glHint", "glLineStipple", "glLoadIdentity")
+        functions |= dict.fromkeys((*unused, "glMatrixMode", "gluOrtho2D"), _nothing)
+        state = ("BLEND", "LINE_SMOOTH", "LINE_SMOOTH_HINT", "LINE_STIPPLE", "NICEST", "PROJECTION", "SRC_ALPHA")
+        constants = {f"GL_{name}": "" for name in (*state, "ONE_MINUS_SRC_ALPHA")}
+        return {**constants, **modes, **functions, "GLubyte": Pixels()}
 
 
 def _nothing(*_: Any, **__: Any) -> None:
     pass
-
-
-def _no_library(name: str) -> None:
-    raise ImportError(f"no {name} is wanted here")
