@@ -306,8 +306,3 @@ def test_on_cuda(kind):
     assert_equal(net(*x), plain(*x))
     assert_equal(net.eval()(*x), plain.eval()(*x))
     assert load_plain_bicnet(plain.state_dict()).encoder.dense1.weight.is_cuda
-
-
-def test_anything_but_a_state_dict_is_refused():
-    with pytest.raises(TypeError, match=r"Expected a state dict, such as module.state_dict\(\), found Linear"):
-        load_plain_bicnet(nn.Linear(2, 2))

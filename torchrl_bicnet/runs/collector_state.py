@@ -23,9 +23,6 @@ class CollectorState:
     Args:
         collector (Collector): over an environment of :func:`~torchrl_bicnet.make_vmas_env`, in this process.
 
-    Raises:
-        TypeError: for something else than a collector, or one over another environment.
-
     Example:
         >>> import torch
         >>> from torchrl_bicnet import make_vmas_env

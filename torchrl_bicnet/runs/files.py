@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_bicnet.checks import check_type
-
 
 def read_options(folder: Path | str) -> dict[str, Any]:
     """The options in a run folder's ``run.json``.
@@ -32,7 +30,6 @@ def read_options(folder: Path | str) -> dict[str, Any]:
         >>> read_options(folder)
         {'scenario': 'navigation'}
     """
-    check_type("folder", folder, (str, os.PathLike), "a path")
     file = Path(folder) / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")

@@ -19,12 +19,12 @@ def validated(kind: type[Options], values: Mapping[str, Any]) -> Options:
         ValueError: names every option that is unknown, or of another type or range, and what was found.
 
     Example:
-        >>> from dataclasses import dataclass
+        >>> from dataclasses import make_dataclass
         >>> from pydantic import PositiveInt
-        >>> @dataclass
-        ... class Options:
-        ...     num_envs: PositiveInt = 60
-        >>> validated(Options, {"num_envs": 0})
+        >>> kind = make_dataclass("Options", [("num_envs", PositiveInt, 60)])
+        >>> validated(kind, {})
+        Options(num_envs=60)
+        >>> validated(kind, {"num_envs": 0})
         Traceback (most recent call last):
         ...
         ValueError: num_envs: Input should be greater than 0, found 0

@@ -65,6 +65,13 @@ class TrainedRun:
         options (dict): name to value, as ``run.json`` has it.
         actors (dict): group to :class:`~torchrl_bicnet.BiCNetActor`.
         device (torch.device): where the actors are, and where environments are made.
+
+    Example:
+        >>> from torchrl_bicnet import make_vmas_env
+        >>> actors = {"agents": BiCNetActor.from_env(make_vmas_env("navigation", num_envs=1))}
+        >>> run = TrainedRun({"scenario": "navigation"}, actors, "cpu")
+        >>> run.policy(run.make_env(num_envs=3).reset())["agents", "action"].shape
+        torch.Size([3, 4, 2])
     """
 
     options: dict[str, Any]

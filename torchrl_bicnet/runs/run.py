@@ -248,6 +248,8 @@ class Run:
             raise SystemExit(f"error: {error}") from error
 
     def _how_to_go_on(self) -> str:
+        if not (self.folder / "run.json").is_file():
+            return "Nothing was written."
         last = Checkpoints(self.folder / "checkpoints", {}).latest()
         command = shlex.join(["python", os.path.relpath(sys.argv[0]), "--resume", str(self.folder)])
         return f"{f'The last checkpoint is {last}. Go on' if last else 'There is no checkpoint. Start'}: {command}"
