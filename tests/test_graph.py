@@ -9,7 +9,7 @@ from vmas.scenarios.navigation import Scenario as Navigation
 
 from tests.test_world import assert_same, play, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_fast.captured_step import N_LAYOUTS, FixedStep
+from torchrl_bicnet.vmas_fast.captured_step import N_ENTRIES, CapturedStep
 
 REFUSED = {
     "asym_joint": "uniform_ draws random numbers, in asym_joint.py:",
@@ -83,14 +83,15 @@ def captured(scenario, *arguments, record=None, **options):
     """As with ``cuda_graph=True``, on the CPU."""
     env = make_vmas_env(scenario, *arguments, **options)
     env.base_env.capture()
-    env.base_env.fixed_step.record = record
+    env.base_env.captured_step.record = record
     return env
 
 
 def memory(env):
     """The tensors that the steps of an environment start from."""
     return [
-        [(id(tensor), tensor.data_ptr()) for tensor in start.layout.tensors] for start in env.base_env.fixed_step.starts
+        [(id(tensor), tensor.data_ptr()) for tensor in start.layout.tensors]
+        for start in env.base_env.captured_step.entries
     ]
 
 
@@ -106,7 +107,7 @@ def test_a_step_in_fixed_memory_is_a_plain_step_to_the_bit(scenario):
     assert_same(expected, found)
     # Whatever starts in the next steps, starts from where it did.
     assert memory(fixed)[: len(before)] == before
-    assert len(before) < N_LAYOUTS
+    assert len(before) < N_ENTRIES
 
 
 @pytest.mark.parametrize("scenario", CAPTURED)
@@ -118,7 +119,7 @@ def test_what_was_recorded_is_a_plain_step_to_the_bit(scenario):
     _, found = play(fixed, fixed.reset(), 24, seed=1)
     assert_same(expected, found)
     assert record.played >= 12
-    assert len(record.tapes) < N_LAYOUTS
+    assert len(record.tapes) < N_ENTRIES
 
 
 @pytest.mark.parametrize("scenario", ["simple_speaker_listener", "simple_tag"])
@@ -201,9 +202,9 @@ def test_a_copy_records_anew():
     fixed = captured("navigation", 4, seed=0, record=Recorder())
     td, _ = play(fixed, fixed.reset(), 6, seed=1)
     copy = deepcopy(fixed)
-    assert copy.base_env.fixed_step.starts == []
+    assert copy.base_env.captured_step.entries == []
     assert_same(play(fixed, td, 6, seed=2)[1], play(copy, td, 6, seed=2)[1])
-    assert copy.base_env.fixed_step.environment is copy.base_env._env
+    assert copy.base_env.captured_step.environment is copy.base_env._env
 
 
 def test_inference_mode_and_another_device_are_refused():
@@ -229,7 +230,7 @@ def test_outputs_are_the_callers():
 def test_looking_for_what_cannot_be_captured_leaves_no_trace(scenario):
     env = make_vmas_env(scenario, 4, seed=0)
     env.reset()
-    env.base_env._env.world.skips_far_pairs = False  # as capture leaves it for the steps to come
+    env.base_env._env.world.compute_all_pairs()  # as capture leaves it for the steps to come
     before = snapshot(env)
     env.base_env.capture()
     after = snapshot(env)
@@ -266,7 +267,7 @@ class Waiting(Navigation):
     ("scenario", "problem"),
     [
         (Drawing, r"Drawing cannot be .*: aten::rand draws random numbers, in test_graph.py:"),
-        (Counting, "Counting cannot be .*: scenario holds other things afterwards"),
+        (Counting, "Counting cannot be .*: scenario holds other objects afterwards"),
         (Waiting, r"Waiting cannot be .*: aten::_local_scalar_dense waits for the device, in test_graph.py:"),
     ],
 )
@@ -296,7 +297,7 @@ def test_on_cuda(scenario):
     _, expected = play(plain, plain.reset(), 24, seed=1)
     _, found = play(graph, graph.reset(), 24, seed=1)
     assert_same(expected, found)
-    starts = graph.base_env.fixed_step.starts
+    starts = graph.base_env.captured_step.entries
     assert sum(start.replay is not None for start in starts) >= 2  # from resets, and from steps
     td = graph.rand_action(found[-1])
     for _ in range(2):
@@ -326,5 +327,5 @@ def test_a_collector():
         torch.manual_seed(0)
         batches.append(list(Collector(env, None, frames_per_batch=80, total_frames=240)))
     assert all((plain == graph).all() for plain, graph in zip(*batches))
-    assert isinstance(env.base_env.fixed_step, FixedStep)
+    assert isinstance(env.base_env.captured_step, CapturedStep)
     assert record.played > 10

@@ -12,14 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.test_envs import SCENARIOS, Countdown
 from tests.test_world import assert_same, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_state.object_graph import walk
-from torchrl_bicnet.vmas_state.partial_reset import reset_rows
-from torchrl_bicnet.vmas_state.state_diff import within
+from torchrl_bicnet.vmas_state.object_graph import traverse
+from torchrl_bicnet.vmas_state.state_diff import is_under
 
 # What a full reset changes for all environments together.
-IN_COMMON = {
+SHARED_STATE = {
     "ball_passage": r"\.neighbour changes",
-    "football": r"team_disps holds other things",
+    "football": r"team_disps holds other objects",
     "het_mass": r"_mass changes",
     "road_traffic": r"scenario\.timer\.start changes",
     "simple_adversary": r"_goal becomes another",
@@ -55,7 +54,7 @@ def rows_of(env):
         elif isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == environment.num_envs:
             found[path] = value.clone()
 
-    for node in walk(environment).nodes.values():
+    for node in traverse(environment).nodes.values():
         named = enumerate(node.contents) if isinstance(node.contents, list) else node.contents.items()
         for index, (name, value) in enumerate(named):
             add(f"{node.path}.{name if isinstance(name, str) else index}", value)
@@ -74,15 +73,15 @@ def test_every_scenario(scenario):
     env, mask = make_vmas_env(scenario, 5, seed=0), torch.tensor([False, True, False, True, True])
     td = steps(env, env.reset(), 2)[-1]
     before, world = rows_of(env), snapshot(env)
-    if scenario in IN_COMMON:
-        with pytest.warns(UserWarning, match=IN_COMMON[scenario]):
+    if scenario in SHARED_STATE:
+        with pytest.warns(UserWarning, match=SHARED_STATE[scenario]):
             partly_reset(env, mask)
         return
     at_reset = env.reset()
     start = rows_of(env)
     restore(env, world)
     partial = partly_reset(env, mask)
-    assert simulator(env).reset_in_common == ""
+    assert simulator(env).shared_state == ""
     now = rows_of(env)
     assert now.keys() == start.keys() == before.keys()
     for path, tensor in now.items():
@@ -164,8 +163,8 @@ class TestRows:
         environment.get_from_scenario(True, False, False, False)
         before = {name: getattr(scenario, name).clone() for name in ("whole", "seen", "written", "left")}
         nested = scenario.nested[0][1].clone()
-        observations, _, _ = reset_rows(environment, MASK)
-        assert environment.reset_in_common == ""
+        observations, _, _ = environment.reset_rows(MASK)
+        assert environment.shared_state == ""
         for name, tensor in before.items():
             assert torch.equal(getattr(scenario, name)[~MASK], tensor[~MASK]), name
             if name != "left":  # the same at every reset
@@ -181,7 +180,7 @@ class TestRows:
     def test_keep_what_shares_memory_shared(self):
         environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
         scenario = environment.scenario
-        reset_rows(environment, MASK)
+        environment.reset_rows(MASK)
         assert scenario.alias is scenario.whole
         scenario.whole[2, 1] = -7
         assert scenario.column[2] == -7
@@ -193,7 +192,7 @@ class TestRows:
         world = snapshot(env)
         expected = env.reset()
         restore(env, world)
-        reset_rows(simulator(env), torch.ones(5, dtype=torch.bool))
+        simulator(env).reset_rows(torch.ones(5, dtype=torch.bool))
         now = rows_of(env)
         restore(env, world)
         assert_same([expected], [partly_reset(env, torch.ones(5, dtype=torch.bool))])
@@ -204,14 +203,14 @@ class TestRows:
         worlds = []
         for answer in (None, ""):
             env = make_vmas_env(Shelter(), 5, seed=0)
-            simulator(env).reset_in_common = answer
-            reset_rows(simulator(env), MASK)
+            simulator(env).shared_state = answer
+            simulator(env).reset_rows(MASK)
             worlds.append(snapshot(env))
         assert_same([worlds[0].tensors], [worlds[1].tensors])
         assert worlds[0].plain == worlds[1].plain
         other = make_vmas_env(Shelter(), 5)
         restore(other, worlds[0])
-        assert simulator(other).reset_in_common == ""
+        assert simulator(other).shared_state == ""
 
 
 class Ordered(Shelter):
@@ -225,8 +224,8 @@ class Ordered(Shelter):
 class TestOneByOne:
     def test_as_many_of_something_else_as_environments(self):
         environment = simulator(make_vmas_env(Ordered(), 5, seed=0))
-        with pytest.warns(UserWarning, match="in common: scenario.order changes"):
-            reset_rows(environment, MASK)
+        with pytest.warns(UserWarning, match="share state that a reset changes: scenario.order changes"):
+            environment.reset_rows(MASK)
         assert sorted(environment.scenario.order.tolist()) == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ class TestOneByOne:
             ("tensor", "scenario.constant changes"),
             ("shape", "scenario.constant gets another shape"),
             ("mean", "scenario.(whole|alias) changes"),
-            ("list", "scenario.resets holds other things"),
+            ("list", "scenario.resets holds other objects"),
         ],
     )
     def test_if_environments_have_something_in_common(self, leak, message):
@@ -244,7 +243,7 @@ class TestOneByOne:
         for environment in (ours, stock):
             environment.get_from_scenario(True, False, False, False)
         with pytest.warns(UserWarning, match=rf"reset one by one.*{message}") as warned:
-            observations, dones, _ = reset_rows(ours, MASK)
+            observations, dones, _ = ours.reset_rows(MASK)
         assert len(warned) == 1
         for index in (1, 3, 4):
             stock.reset_at(index, return_observations=False)
@@ -252,20 +251,20 @@ class TestOneByOne:
         assert all(torch.equal(one, other) for one, other in zip(observations, expected))
         assert torch.equal(dones, expected_dones)
         assert ours.scenario.flag == stock.scenario.flag
-        reset_rows(ours, MASK)  # and says it once
+        ours.reset_rows(MASK)  # and says it once
 
     @pytest.mark.parametrize("seed", range(6))
     def test_if_a_choice_for_all_comes_out_as_before(self, seed):
         environment = simulator(make_vmas_env(Shelter("choice"), 5, seed=seed))
         with pytest.warns(UserWarning, match=r"scenario.flag changes"):
-            reset_rows(environment, MASK)
+            environment.reset_rows(MASK)
 
     def test_if_it_shows_later(self):
         environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
-        reset_rows(environment, MASK)
+        environment.reset_rows(MASK)
         environment.scenario.leak = "flag"
         with pytest.warns(UserWarning, match="reset one by one.*scenario.flag changes"):
-            reset_rows(environment, MASK)
+            environment.reset_rows(MASK)
         assert environment.scenario.flag == 3  # of three resets of one
 
 
@@ -309,7 +308,7 @@ def test_start_states_have_the_distribution_of_vmas(scenario):
     ours = simulator(make_vmas_env(scenario, n, seed=1))
     stock = vmas.make_env(scenario, n, seed=2)
     reset = torch.arange(n) % 2 == 0
-    reset_rows(ours, reset)
+    ours.reset_rows(reset)
     for index in reset.nonzero().flatten().tolist():
         stock.reset_at(index, return_observations=False)
 
@@ -328,7 +327,7 @@ def test_start_states_have_the_distribution_of_vmas(scenario):
 def test_distances_between_agents_have_the_distribution_of_vmas():
     n = 400
     ours, stock = simulator(make_vmas_env("navigation", n, seed=1)), vmas.make_env("navigation", n, seed=2)
-    reset_rows(ours, torch.arange(n) % 2 == 0)
+    ours.reset_rows(torch.arange(n) % 2 == 0)
     for index in range(0, n, 2):
         stock.reset_at(index, return_observations=False)
     one, other = (
@@ -343,14 +342,17 @@ def test_what_cannot_be_seen_is_reset_one_by_one():
     scenario.log, scenario.numbers, scenario.counter = logging.getLogger("x"), range(3), itertools.count()
     environment = simulator(make_vmas_env(scenario, 5, seed=0))
     whole = environment.scenario.whole.clone()
-    with pytest.warns(UserWarning, match=r"in common: The state of scenario.counter cannot be seen.*itertools.count"):
-        reset_rows(environment, MASK)
+    with pytest.warns(
+        UserWarning,
+        match=r"share state that a reset changes: The state of scenario.counter cannot be seen.*itertools.count",
+    ):
+        environment.reset_rows(MASK)
     assert torch.equal(environment.scenario.whole[~MASK], whole[~MASK])
     assert (environment.scenario.whole[MASK] != whole[MASK]).any()
 
 
 def test_a_stream_is_known_by_its_path():
-    assert within("scenario.rng", ("scenario.rng",))
-    assert within("scenario.rng.state", ("scenario.rng",))
-    assert within("scenario.streams[0]", ("scenario.streams",))
-    assert not within("scenario.rng_offsets", ("scenario.rng",))
+    assert is_under("scenario.rng", ("scenario.rng",))
+    assert is_under("scenario.rng.state", ("scenario.rng",))
+    assert is_under("scenario.streams[0]", ("scenario.streams",))
+    assert not is_under("scenario.rng_offsets", ("scenario.rng",))

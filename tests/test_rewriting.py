@@ -4,7 +4,7 @@ import traceback
 import pytest
 import torch
 
-from torchrl_bicnet.vmas_fast.sync_free import rewritten, rewritten_class
+from torchrl_bicnet.vmas_fast.sync_free import class_without_syncs, without_syncs
 
 OUTSIDE = 3.0
 
@@ -71,7 +71,7 @@ def test_outputs_are_the_same(name, none):
     x, y, mask = torch.randn(5, 3), torch.randn(5, 3), (torch.rand(5, 3) > 0.5) & (not none)
     x[0, 0], y[1, 1] = -0.0, torch.nan
     steady = Plain()
-    steady.__class__ = rewritten_class(Plain)
+    steady.__class__ = class_without_syncs(Plain)
     alias = x.clone()
     for _ in range(2):
         expected = getattr(Plain(), name)(x.clone(), y, mask)
@@ -85,7 +85,7 @@ def test_outputs_are_the_same(name, none):
 def test_writes_are_in_place():
     x = torch.zeros(3)
     view = x[:2]
-    rewritten(Plain.assign)(Plain(), view, torch.ones(2), torch.tensor([True, False]))
+    without_syncs(Plain.assign)(Plain(), view, torch.ones(2), torch.tensor([True, False]))
     assert x.tolist() == [1.0, 1.0, 0.0]
 
 
@@ -105,7 +105,7 @@ class Child(Plain):
 
 def test_inheritance_and_names_mangled_by_the_class():
     child = Child()
-    child.__class__ = rewritten_class(Child)
+    child.__class__ = class_without_syncs(Child)
     mask = torch.tensor([True, False])
     assert child.assign(torch.zeros(2), torch.ones(2), mask).tolist() == [2.0, 1.0]
     assert child.reveal(torch.zeros(2), mask).tolist() == [1.0, 0.0]
@@ -125,7 +125,7 @@ def test_what_stays():
     scope = {}
     exec("def unread(x, mask):\n    x[mask] += 1", scope)
     for function in (nothing, decorated, scope["unread"]):
-        assert rewritten(function) is function
+        assert without_syncs(function) is function
 
 
 class World:
@@ -160,14 +160,14 @@ def test_questions_about_contacts_and_assertions():
     mask = torch.tensor([False, True, True])
     for answers in ({(0, 1): True, (1, 1): False}, {(0, 1): False, (1, 1): True}, {(0, 1): False, (1, 1): False}):
         expected = Asking().penalise(World(answers), torch.zeros(3), mask)
-        assert torch.equal(rewritten(Asking.penalise)(Asking(), World(answers), torch.zeros(3), mask), expected)
-        found = rewritten(Asking.penalise)(Asking(), SteadyWorld({**answers, (1, 1): False}), torch.zeros(3), mask)
+        assert torch.equal(without_syncs(Asking.penalise)(Asking(), World(answers), torch.zeros(3), mask), expected)
+        found = without_syncs(Asking.penalise)(Asking(), SteadyWorld({**answers, (1, 1): False}), torch.zeros(3), mask)
         expected = Asking().penalise(World({**answers, (1, 1): False}), torch.zeros(3), mask)
         assert torch.equal(found, expected)
     large = (Asking(), World({(0, 1): False, (1, 1): False}), torch.full((3,), 100.0), mask)
-    rewritten(Asking.penalise)(*large)
+    without_syncs(Asking.penalise)(*large)
     with pytest.raises(AssertionError, match="too large"):
-        rewritten(Asking.penalise, checks=True)(*large)
+        without_syncs(Asking.penalise, checks=True)(*large)
 
 
 def _get_inner_point_box(x):
@@ -276,7 +276,7 @@ class Heir(Unlikely):
 def test_what_a_user_may_write(name, near):
     mask, answers = torch.tensor([False, True, True]), {(0, 1): near, (1, 1): False}
     steady = Unlikely()
-    steady.__class__ = rewritten_class(Unlikely, _get_inner_point_box=lambda x: x * 0)
+    steady.__class__ = class_without_syncs(Unlikely, _get_inner_point_box=lambda x: x * 0)
     torch.manual_seed(0)
     expected = getattr(Unlikely(), name)(World(answers), torch.ones(3), mask)
     torch.manual_seed(0)
@@ -296,18 +296,18 @@ class Counting:
 
 def test_a_variable_that_is_read_before_it_is_set():
     world = SteadyWorld({(0, 3): True, (1, 3): False, (2, 3): True})
-    assert rewritten(Counting.penalise)(Counting(), world, torch.zeros(2)).tolist() == [2.0, 0.0]
+    assert without_syncs(Counting.penalise)(Counting(), world, torch.zeros(2)).tolist() == [2.0, 0.0]
 
 
 def test_a_value_of_the_class_above():
     steady = Heir()
-    steady.__class__ = rewritten_class(Heir)
+    steady.__class__ = class_without_syncs(Heir)
     assert steady.base(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 3.0]
 
 
 def test_errors_point_to_the_source():
     with pytest.raises(TypeError) as caught:
-        rewritten(Plain.augment)(Plain(), None, None, None)
+        without_syncs(Plain.augment)(Plain(), None, None, None)
     frames = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.name == "augment"]
     assert frames[-1].filename == __file__
     assert "x[mask] += 1" in frames[-1].line

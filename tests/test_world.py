@@ -13,7 +13,7 @@ from vmas.simulator.utils import Color
 
 from tests.test_envs import SCENARIOS, Countdown
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_state.object_graph import walk
+from torchrl_bicnet.vmas_state.object_graph import traverse
 from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot
 
 # Half of the time that all of them take.
@@ -140,8 +140,8 @@ class Attic(Countdown):
         self.shared_list = [one, two, {"nested": (1, torch.ones(2))}]
         self.same_list = self.shared_list
         self.by_agent = {one: "first", ("a", 3): {two}}
-        self.thing = self.Slotted()
-        self.thing.partner, self.thing.value = two, float("-inf")
+        self.obj = self.Slotted()
+        self.obj.partner, self.obj.value = two, float("-inf")
         self.half = np.float32(0.5)
         self.generators = [torch.Generator(), np.random.default_rng(0), np.random.RandomState(1), random.Random(2)]
         return world
@@ -156,7 +156,7 @@ class Attic(Countdown):
         self.shared_list[2]["nested"] = (2, torch.zeros(3))
         self.by_agent[two] = self.by_agent.pop(one, "again")
         self.by_agent["a", 3].add(one)
-        self.thing.partner, self.thing.value = one, None
+        self.obj.partner, self.obj.value = one, None
         del self.half
         self.added = Color.RED
         one.color = Color.RED
@@ -202,7 +202,7 @@ class TestEveryKindOfState:
         number, tensor = attic.shared_list[2]["nested"]
         assert (number, tensor.tolist()) == (2, [0, 0, 0])
         assert attic.by_agent == {("a", 3): {one, two}, two: "first"}
-        assert (attic.thing.partner, attic.thing.value) == (one, None)
+        assert (attic.obj.partner, attic.obj.value) == (one, None)
         assert attic.half == 0.25
         assert type(attic.half) is np.float32
         assert not hasattr(attic, "added")
@@ -216,7 +216,7 @@ class TestEveryKindOfState:
         world = snapshot(env)
         tensors, plain = world.tensors.clone(), json.dumps(world.plain)
         attic.change()
-        for _, tensor in walk(env.base_env._env).tensors.values():
+        for _, tensor in traverse(env.base_env._env).tensors.values():
             tensor.zero_()
         restore(env, world)
         attic.change()
@@ -228,7 +228,7 @@ class TestEveryKindOfState:
 
         def held():
             # A generator gives a new tensor each time.
-            tensors = walk(env.base_env._env).tensors.values()
+            tensors = traverse(env.base_env._env).tensors.values()
             return {path: tensor for path, tensor in tensors if not path.startswith("scenario.generators")}
 
         tensors = held()
@@ -266,8 +266,8 @@ def test_the_wrappers_hold_no_state():
     def held():
         objects = [env, env.base_env, *env.transform]
         return [
-            {name: repr(value) for name, value in vars(thing).items() if name not in ("_env", "_cache")}
-            for thing in objects
+            {name: repr(value) for name, value in vars(obj).items() if name not in ("_env", "_cache")}
+            for obj in objects
         ]
 
     td, _ = play(env, env.reset(), 6, seed=0)
