@@ -6,7 +6,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
 from tests.guess_the_sum import BLIND_COST, GuessTheSum, trained_actor
-from tests.test_envs import Countdown
+from tests.helpers_vmas import Countdown
 from torchrl_bicnet import BiCNetActor, evaluate, make_vmas_env
 from torchrl_bicnet.analysis import (
     Channel,

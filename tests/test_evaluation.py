@@ -9,7 +9,7 @@ from torch import nn
 from torchrl.envs import VmasEnv
 from torchrl.modules.tensordict_module.exploration import RandomPolicy
 
-from tests.test_envs import SCENARIOS, SEVERAL_GROUPS, Countdown
+from tests.helpers_vmas import SEVERAL_GROUPS, Countdown
 from torchrl_bicnet import BiCNetActor, Evaluation, ExplorationNoise, evaluate, make_vmas_env, paired_difference
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
 
@@ -162,14 +162,6 @@ class TestScenariosOfVmas:
         env = make_vmas_env(scenario, 2, **options)
         assert (reported_success(env) is not None) == success
         assert (reported_collision(env) is not None) == collisions
-
-    @pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
-    @pytest.mark.parametrize("scenario", SCENARIOS)
-    def test_every_scenario_with_random_actions(self, scenario):
-        env = make_vmas_env(scenario, 2, seed=0)
-        evaluation = evaluate(env, RandomPolicy(env.full_action_spec), max_steps=3, seed=0)
-        assert evaluation.returns.keys() == env.group_map.keys()
-        assert all(returns.isfinite().all() for returns in evaluation.returns.values())
 
     def test_the_time_limit_of_a_plain_vmas_env_is_no_success(self):
         env = VmasEnv("navigation", num_envs=3, max_steps=4, seed=0)

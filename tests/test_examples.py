@@ -14,7 +14,7 @@ import tyro
 
 from examples import train_vmas
 from examples.train_vmas import Arguments, Options, check, load_run, main, make_env, train
-from tests.test_envs import SEVERAL_GROUPS
+from tests.helpers_vmas import SEVERAL_GROUPS
 from torchrl_bicnet import Run
 from torchrl_bicnet.runs.files import read_scalars
 

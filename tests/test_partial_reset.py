@@ -6,103 +6,11 @@ import torch
 import vmas
 from scipy.stats import ks_2samp
 from tensordict import TensorDict
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.test_envs import SCENARIOS, Countdown
-from tests.test_world import assert_same, with_random_actions
+from tests.helpers_vmas import Countdown, assert_same, assert_same_world, partly_reset, simulator, waits
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_state.object_graph import traverse
-from torchrl_bicnet.vmas_state.state_diff import is_under
 
-# What a full reset changes for all environments together.
-SHARED_STATE = {
-    "ball_passage": r"\.neighbour changes",
-    "football": r"team_disps holds other objects",
-    "het_mass": r"_mass changes",
-    "road_traffic": r"scenario\.timer\.start changes",
-    "simple_adversary": r"_goal becomes another",
-    "simple_push": r"_goal becomes another",
-    "simple_reference": r"goal_b becomes another",
-    "simple_speaker_listener": r"goal_b becomes another",
-}
-SLOW = {
-    "road_traffic",
-    "sampling",
-    "pollock",
-    "passage",
-    "joint_passage",
-    "joint_passage_size",
-    "waterfall",
-    "buzz_wire",
-}
-pytestmark = pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
-
-
-def simulator(env):
-    return env.base_env._env
-
-
-def rows_of(env):
-    """A copy of every tensor with a row for each environment, by each place that holds it."""
-    environment, found = simulator(env), {}
-
-    def add(path, value):
-        if isinstance(value, tuple):
-            for index, item in enumerate(value):
-                add(f"{path}.{index}", item)
-        elif isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == environment.num_envs:
-            found[path] = value.clone()
-
-    for node in traverse(environment).nodes.values():
-        named = enumerate(node.contents) if isinstance(node.contents, list) else node.contents.items()
-        for index, (name, value) in enumerate(named):
-            add(f"{node.path}.{name if isinstance(name, str) else index}", value)
-    return found
-
-
-def partly_reset(env, mask):
-    return env.reset(TensorDict({"_reset": mask.unsqueeze(-1)}, env.batch_size))
-
-
-@pytest.mark.filterwarnings("ignore:A partial `'_reset'` key:UserWarning")
-@pytest.mark.parametrize(
-    "scenario", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENARIOS]
-)
-def test_every_scenario(scenario):
-    env, mask = make_vmas_env(scenario, 5, seed=0), torch.tensor([False, True, False, True, True])
-    td = steps(env, env.reset(), 2)[-1]
-    before, world = rows_of(env), snapshot(env)
-    if scenario in SHARED_STATE:
-        with pytest.warns(UserWarning, match=SHARED_STATE[scenario]):
-            partly_reset(env, mask)
-        return
-    at_reset = env.reset()
-    start = rows_of(env)
-    restore(env, world)
-    partial = partly_reset(env, mask)
-    assert simulator(env).shared_state == ""
-    now = rows_of(env)
-    assert now.keys() == start.keys() == before.keys()
-    for path, tensor in now.items():
-        torch.testing.assert_close(tensor[mask], start[path][mask], rtol=0, atol=0, equal_nan=True, msg=path)
-        torch.testing.assert_close(tensor[~mask], before[path][~mask], rtol=0, atol=0, equal_nan=True, msg=path)
-    for key in at_reset.keys(True, True):
-        assert torch.equal(partial[key][mask], at_reset[key][mask])
-    # The others go on as without the reset, if the same random numbers are drawn.
-    drawn = simulator(env).random_stream._state
-    first = steps(env, td)
-    restore(env, world)
-    simulator(env).random_stream._state = drawn
-    assert_same([out[~mask] for out in first], [out[~mask] for out in steps(env, td)])
-
-
-def steps(env, td, n=3):
-    td, generator, outputs = td.clone(), torch.Generator().manual_seed(5), []
-    for _ in range(n):
-        td = env.step(with_random_actions(env, td, generator))["next"]
-        outputs.append(td.clone())
-    return outputs
+MASK = torch.tensor([False, True, False, True, True])
 
 
 class Shelter(Countdown):
@@ -153,9 +61,6 @@ class Shelter(Countdown):
         return torch.cat([self.seen.unsqueeze(-1), self.whole, self.written], -1)
 
 
-MASK = torch.tensor([False, True, False, True, True])
-
-
 class TestRows:
     def test_of_state_of_every_kind(self):
         environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
@@ -193,11 +98,10 @@ class TestRows:
         expected = env.reset()
         restore(env, world)
         simulator(env).reset_rows(torch.ones(5, dtype=torch.bool))
-        now = rows_of(env)
+        now = snapshot(env)
         restore(env, world)
         assert_same([expected], [partly_reset(env, torch.ones(5, dtype=torch.bool))])
-        start = rows_of(env)
-        assert all(torch.equal(now[path], start[path]) for path in start)
+        assert_same(now.tensors, snapshot(env).tensors)
 
     def test_the_question_leaves_no_trace_and_its_answer_is_part_of_a_snapshot(self):
         worlds = []
@@ -206,8 +110,7 @@ class TestRows:
             simulator(env).shared_state = answer
             simulator(env).reset_rows(MASK)
             worlds.append(snapshot(env))
-        assert_same([worlds[0].tensors], [worlds[1].tensors])
-        assert worlds[0].plain == worlds[1].plain
+        assert_same_world(*worlds)
         other = make_vmas_env(Shelter(), 5)
         restore(other, worlds[0])
         assert simulator(other).shared_state == ""
@@ -268,30 +171,15 @@ class TestOneByOne:
         assert environment.scenario.flag == 3  # of three resets of one
 
 
-class Waiting(TorchDispatchMode):
-    """Counts the operations that wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        names = ("aten::_local_scalar_dense", "aten::nonzero")
-        self.found += func._schema.name in names
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("n_resets", [1, 60])
 def test_nothing_waits_for_each_environment(n_resets):
     env = make_vmas_env("simple_spread", 64, seed=0)
     td = env.reset()
     mask = torch.arange(64) < n_resets
     partly_reset(env, mask)
-    with Waiting() as full:
-        env.base_env._reset()
-    with Waiting() as partial:
-        env.base_env._reset(TensorDict({"_reset": mask.unsqueeze(-1)}, td.batch_size))
-    assert partial.found == full.found + 1  # whether the mask has all
+    partial = TensorDict({"_reset": mask.unsqueeze(-1)}, td.batch_size)
+    # Whether the mask has all of them.
+    assert len(waits(env.base_env._reset, partial)) == len(waits(env.base_env._reset)) + 1
 
 
 @pytest.mark.parametrize(
@@ -349,10 +237,3 @@ def test_what_cannot_be_seen_is_reset_one_by_one():
         environment.reset_rows(MASK)
     assert torch.equal(environment.scenario.whole[~MASK], whole[~MASK])
     assert (environment.scenario.whole[MASK] != whole[MASK]).any()
-
-
-def test_a_stream_is_known_by_its_path():
-    assert is_under("scenario.rng", ("scenario.rng",))
-    assert is_under("scenario.rng.state", ("scenario.rng",))
-    assert is_under("scenario.streams[0]", ("scenario.streams",))
-    assert not is_under("scenario.rng_offsets", ("scenario.rng",))
