@@ -182,19 +182,10 @@ def test_nothing_waits_for_each_environment(n_resets):
     assert len(waits(env.base_env._reset, partial)) == len(waits(env.base_env._reset)) + 1
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "dispersion",
-        "navigation",
-        "simple_spread",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("balance", "discovery", "transport", "wheel")),
-    ],
-)
+@pytest.mark.parametrize("scenario", ["dispersion", "navigation", "simple_spread"])
 def test_start_states_have_the_distribution_of_vmas(scenario):
     n = 400
-    ours = simulator(make_vmas_env(scenario, n, seed=1))
-    stock = vmas.make_env(scenario, n, seed=2)
+    ours, stock = simulator(make_vmas_env(scenario, n, seed=1)), vmas.make_env(scenario, n, seed=2)
     reset = torch.arange(n) % 2 == 0
     ours.reset_rows(reset)
     for index in reset.nonzero().flatten().tolist():
@@ -202,27 +193,13 @@ def test_start_states_have_the_distribution_of_vmas(scenario):
 
     def samples(environment):
         entities = environment.world.entities
-        return torch.cat([torch.cat([e.state.pos, e.state.vel, e.state.rot], -1)[reset] for e in entities], -1)
+        distance = torch.linalg.vector_norm(entities[0].state.pos - entities[1].state.pos, dim=-1, keepdim=True)
+        return torch.cat([distance, *(part for e in entities for part in (e.state.pos, e.state.vel, e.state.rot))], -1)
 
-    one, other = samples(ours).T, samples(stock).T
-    random = [(x, y) for x, y in zip(one, other) if x.unique().numel() > 1]
-    assert random
+    one, other = samples(ours)[reset].T, samples(stock)[reset].T
     for x, y in zip(one, other):
         # One in 200 runs of all of these would fail by chance; the seeds are fixed.
         assert ks_2samp(x.numpy(), y.numpy()).pvalue > 0.005 / len(one)
-
-
-def test_distances_between_agents_have_the_distribution_of_vmas():
-    n = 400
-    ours, stock = simulator(make_vmas_env("navigation", n, seed=1)), vmas.make_env("navigation", n, seed=2)
-    ours.reset_rows(torch.arange(n) % 2 == 0)
-    for index in range(0, n, 2):
-        stock.reset_at(index, return_observations=False)
-    one, other = (
-        torch.linalg.vector_norm(env.agents[0].state.pos - env.agents[1].state.pos, dim=-1)[::2].numpy()
-        for env in (ours, stock)
-    )
-    assert ks_2samp(one, other).pvalue > 0.005
 
 
 def test_what_cannot_be_seen_is_reset_one_by_one():

@@ -1,4 +1,4 @@
-"""TorchRL environments over VMAS: right time limits, keys for per-agent losses, a random stream of their own."""
+"""VMAS environments for TorchRL: truncated time limits, keys for per-agent losses, a random stream of their own."""
 
 from __future__ import annotations
 
@@ -73,12 +73,9 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for an unknown scenario or device, ``num_envs`` or ``max_steps`` below 1, a seed outside of
-            ``[0, 2**32)``, a ``group_map`` that does not put each agent into one group, a value that the scenario does
-            not take for an option, ``pad=True`` with nothing to pad, or
-            ``cuda_graph=True`` without CUDA or where a step waits for the device or draws random numbers.
-        TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
-            neither a name nor an instance, or another argument of another type.
+        ValueError: for ``pad=True`` with nothing to pad, or ``cuda_graph=True`` without CUDA or where a step waits for
+            the device or draws random numbers.
+        TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
     References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
     Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.

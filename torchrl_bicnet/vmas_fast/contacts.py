@@ -20,6 +20,13 @@ from torchrl_bicnet.vmas_fast.sync_free import without_syncs
 
 # VMAS adds the forces of contacts in this order: by the shape of the first, which comes later here, then the second's.
 SHAPE_ORDER = {Sphere: 0, Line: 1, Box: 2}
+_CLOSEST_POINTS = {
+    (1, 0): "_get_closest_point_line",
+    (1, 1): "_get_closest_points_line_line",
+    (2, 0): "_get_closest_point_box",
+    (2, 1): "_get_closest_line_box",
+    (2, 2): "_get_closest_box_box",
+}
 
 
 @functools.cache
@@ -48,22 +55,17 @@ def closest_points(kinds: tuple[int, int], pairs: Sequence[tuple[Entity, Entity]
         [torch.stack([getattr(entity.state, name) for entity in side]) for side in zip(*pairs)]
         for name in ("pos", "rot")
     )
-    device, size, f = pos[0].device, pos[0].shape[:2], physics_functions()
+    device, size = pos[0].device, pos[0].shape[:2]
 
     def body(side: int) -> tuple[Tensor, ...]:
+        if kinds[side] == 0:
+            return (pos[side],)
         names = ("length",) if kinds[side] == 1 else ("width", "length")
         sizes = [tuple(getattr(pair[side].shape, name) for pair in pairs) for name in names]
         return pos[side], rot[side], *(column(values, device).expand(size) for values in sizes)
 
-    if kinds == (1, 0):
-        return (f["_get_closest_point_line"](*body(0), pos[1]),)
-    if kinds == (2, 0):
-        return (f["_get_closest_point_box"](*body(0), pos[1]),)
-    if kinds == (1, 1):
-        return f["_get_closest_points_line_line"](*body(0), *body(1))
-    if kinds == (2, 1):
-        return f["_get_closest_line_box"](*body(0), *body(1))
-    return f["_get_closest_box_box"](*body(0), *body(1))
+    points = physics_functions()[_CLOSEST_POINTS[kinds]](*body(0), *body(1))
+    return points if isinstance(points, tuple) else (points,)
 
 
 def contact_points(

@@ -162,31 +162,26 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
-        target = node.targets[0]
-        if len(node.targets) > 1 or not isinstance(target, ast.Subscript) or not _can_be_moved(node):
-            return node
-        return self._write_call(target, node.value, None, node)
+        return self._write_call(node, node.targets[0], None) if _writes_an_entry(node) else node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         self.generic_visit(node)
-        if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS or not _can_be_moved(node):
-            return node
-        return self._write_call(node.target, node.value, _OPERATORS[type(node.op)], node)
+        return self._write_call(node, node.target, _OPERATORS[type(node.op)]) if _writes_an_entry(node) else node
 
-    def _write_call(self, target: ast.Subscript, value: ast.expr, op: str | None, node: ast.AST) -> ast.AST:
-        """``sync_free_write(...)`` in place of an assignment; see there what the arguments are."""
+    def _write_call(self, node: ast.Assign | ast.AugAssign, target: Any, op: str | None) -> ast.AST:
+        """``sync_free_write(...)`` in place of an assignment; its arguments are explained in sync_free_ops.py."""
         gathered = _Ungather(target.slice)
-        everywhere = gathered.visit(ast.parse(ast.unparse(value), mode="eval").body)
-        later, ungathered = op is not None, ast.Constant(None)
+        everywhere = gathered.visit(ast.parse(ast.unparse(node.value), mode="eval").body)
+        ungathered: ast.expr = ast.Constant(None)
         if gathered.found and gathered.possible:
-            later, leaves = True, ast.Tuple(gathered.leaves, ast.Load())
-            ungathered = ast.Tuple([leaves, _lambda(everywhere)], ast.Load())  # type: ignore[assignment]
+            ungathered = ast.Tuple([ast.Tuple(gathered.leaves, ast.Load()), _lambda(everywhere)], ast.Load())
+        later = op is not None or isinstance(ungathered, ast.Tuple)
         write = _call(
             "sync_free_write",
-            ast.Constant(None) if later else value,
+            ast.Constant(None) if later else node.value,
             target.value,
             _Slices().visit(target.slice),
-            _lambda(value) if later else ast.Constant(None),
+            _lambda(node.value) if later else ast.Constant(None),
             ast.Constant(op),
             ungathered,
             ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load()),
@@ -230,9 +225,10 @@ class _Ungather(ast.NodeTransformer):
 
 def _is_collision_check(test: ast.expr) -> bool:
     """Whether it is ``world.collides(a, b)``."""
-    if not isinstance(test, ast.Call) or not isinstance(test.func, ast.Attribute) or test.keywords:
-        return False
-    return test.func.attr == "collides" and len(test.args) == 2
+    match test:
+        case ast.Call(func=ast.Attribute(attr="collides"), args=[_, _], keywords=[]):
+            return True
+    return False
 
 
 def _names(trees: Iterable[ast.AST]) -> Counter[str]:
@@ -241,8 +237,17 @@ def _names(trees: Iterable[ast.AST]) -> Counter[str]:
     return Counter(part.id for part in parts.values() if isinstance(part, ast.Name))
 
 
-def _can_be_moved(node: ast.Assign | ast.AugAssign) -> bool:
-    """Whether the value and the target mean the same inside of a lambda."""
+def _writes_an_entry(node: ast.AST) -> bool:
+    """Whether it is ``x[index] = value`` or ``x[index] += value``, and means the same inside of a lambda."""
+    match node:
+        case ast.Assign(targets=[ast.Subscript()]):
+            return _can_be_moved(node)
+        case ast.AugAssign(target=ast.Subscript(), op=op):
+            return type(op) in _OPERATORS and _can_be_moved(node)
+    return False
+
+
+def _can_be_moved(node: ast.AST) -> bool:
     tied = (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await)
     return not any(
         isinstance(part, tied) or (isinstance(part, ast.Name) and part.id in ("super", "__class__", "locals"))
@@ -265,26 +270,23 @@ def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> b
         assigned (set of str): those set so far; written to.
     """
     for node in body:
-        if isinstance(node, ast.If):
-            read = node.test
-        elif isinstance(node, (ast.Assign, ast.AugAssign)) and _can_be_moved(node):
-            read = node.value
-        else:
-            return False
+        variable: str | None = None
+        match node:
+            case ast.If(test=read):
+                pass
+            case ast.Assign(targets=[ast.Name(id=variable)], value=read) if variable in inner and _can_be_moved(node):
+                pass
+            case ast.Assign(value=read) | ast.AugAssign(value=read) if _writes_an_entry(node):
+                pass
+            case _:
+                return False
         if _names([read]).keys() & (inner - assigned) or has_side_effects(node):
             return False
         if isinstance(node, ast.If):
             if not all(_only_writes(branch, inner, {*assigned}) for branch in (node.body, node.orelse)):
                 return False
-        elif isinstance(node, ast.AugAssign):
-            if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS:
-                return False
-        elif len(node.targets) > 1 or not isinstance(node.targets[0], (ast.Subscript, ast.Name)):
-            return False
-        elif isinstance(node.targets[0], ast.Name):
-            if node.targets[0].id not in inner:
-                return False
-            assigned.add(node.targets[0].id)
+        elif variable is not None:
+            assigned.add(variable)
     return True
 
 

@@ -27,21 +27,8 @@ NO_STATE = frozenset(
 SCALARS = frozenset({bool, int, float, str, type(None)})
 # Known by name only, never looked into.
 OPAQUE = (
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    torch.device,
-    torch.dtype,
-    np.dtype,
-    np.generic,
-    enum.Enum,
-    bytes,
-    complex,
-    range,
-    slice,
-    logging.Logger,
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger),
+    *(torch.device, torch.dtype, np.dtype, np.generic, enum.Enum, bytes, complex, range, slice),
 )
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
