@@ -138,7 +138,7 @@ class TestOneByOne:
             ("tensor", "scenario.constant changes"),
             ("shape", "scenario.constant gets another shape"),
             ("mean", "scenario.(whole|alias) changes"),
-            ("list", "scenario.resets holds other objects"),
+            ("list", "scenario.resets changes its entries"),
         ],
     )
     def test_if_environments_have_something_in_common(self, leak, message):

@@ -27,7 +27,7 @@ from torchrl_bicnet.vmas_state.object_graph import traverse
 # State that a full reset changes for all environments together.
 SHARED_STATE = {
     "ball_passage": r"\.neighbour changes",
-    "football": r"team_disps holds other objects",
+    "football": r"team_disps changes its entries",
     "het_mass": r"_mass changes",
     "road_traffic": r"scenario\.timer\.start changes",
     "simple_adversary": r"_goal becomes another",

@@ -60,11 +60,11 @@ class MemoryLayout:
             return "it draws random numbers"
         for one, another in zip(self._contents, other._contents):
             if one != another:
-                return f"{one[0]} holds other objects afterwards"
-        return "" if self.signature == other.signature else "its tensors share memory otherwise afterwards"
+                return f"{one[0]} changes in more than values of tensors"
+        return "" if self.signature == other.signature else "its tensors share memory in another way afterwards"
 
     def is_current(self) -> bool:
-        """Whether the environment still holds the very same objects."""
+        """Whether the environment still holds the same objects, by identity."""
         for node in self.nodes:
             now, then = contents_of(node.obj, node.path), node.contents
             if len(now) != len(then) or not all(map(operator.is_, _items(now), _items(then))):

@@ -109,7 +109,7 @@ def _add_node(graph: ObjectGraph, queue: deque[tuple[str, Any]], path: str, obj:
 # Bounded, since VMAS makes new classes for every environment it loads.
 @functools.lru_cache(maxsize=1024)
 def _kind(cls: Any) -> Any:
-    """How objects of a class are treated: as the first of these that it is a subclass of, otherwise as an object."""
+    """The way to treat objects of a class: as the first of these that it is a subclass of, else as plain objects."""
     for kind in (Tensor, np.ndarray, tuple, dict, OPAQUE, GENERATORS):
         if issubclass(cls, kind):
             return kind

@@ -21,7 +21,7 @@ def reset_rows(environment: Environment, mask: Tensor, shared_state: str | None 
     from the random numbers drawn meanwhile; those inside start as they would in a reset of all from the same state of
     the random stream. Observations that write into the state, of sensors or noise, leave those outside as they were
     too. Nothing waits for the device, unless a reset makes tensors that do not have one row for each environment:
-    whether they came out the same is asked once for all of them.
+    whether their values are the same is read once for all of them.
 
     A scenario with state shared by all environments of the batch that a reset changes (a mass, a landmark that is the
     goal of all), or whose start states depend on the state of other environments, is reset as VMAS does it, one by one.

@@ -111,7 +111,7 @@ class StateDiff:
 
     def _compare_contents(self, path: str, obj: Any, x: Any, y: Any) -> None:
         if len(x) != len(y) or (isinstance(y, dict) and x.keys() != y.keys()):
-            self._note(path, "holds other objects")
+            self._note(path, "changes its entries")
             return
         n_row_changes = self._n_row_changes
         for name, value in enumerate(y) if isinstance(y, list) else y.items():
