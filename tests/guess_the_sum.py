@@ -8,7 +8,6 @@ from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
 
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_ddpg_loss
-from torchrl_bicnet.tasks import GuessTheSum  # noqa: F401
 
 N_AGENTS = 3
 BLIND_COST = (N_AGENTS - 1) / 3

@@ -6,8 +6,8 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
-from tests.guess_the_sum import BLIND_COST, GuessTheSum, trained_actor
-from tests.test_envs import Countdown
+from tests.guess_the_sum import BLIND_COST, trained_actor
+from tests.helpers_vmas import Countdown
 from torchrl_bicnet import BiCNetActor, ExplorationNoise, evaluate, make_vmas_env, paired_difference
 from torchrl_bicnet.analysis import (
     Channel,
@@ -20,6 +20,7 @@ from torchrl_bicnet.analysis import (
     plot_order_sensitivity,
     visited_states,
 )
+from torchrl_bicnet.tasks import GuessTheSum
 
 SHORT = {"max_steps": 3, "seed": 0}
 NEAR = Channel(radius=0.5, positions=(0, 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule
 
-from tests.test_envs import Countdown
+from tests.helpers_vmas import Countdown
 from torchrl_bicnet import BiCNetActor, make_vmas_env
 from torchrl_bicnet.episodes import first_episodes
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchrl.envs import VmasEnv
 from torchrl.modules.tensordict_module.exploration import RandomPolicy
 
-from tests.test_envs import SCENARIOS, SEVERAL_GROUPS, Countdown
+from tests.helpers_vmas import SEVERAL_GROUPS, Countdown
 from torchrl_bicnet import BiCNetActor, Evaluation, ExplorationNoise, evaluate, make_vmas_env, paired_difference
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
 
@@ -168,18 +168,6 @@ class TestScenariosOfVmas:
         env = make_vmas_env(scenario, 2, **options)
         assert (reported_success(env) is not None) == success
         assert (reported_collision(env) is not None) == collisions
-
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore:Force limits not specified:UserWarning")  # VMAS's, of vel_control
-    @pytest.mark.parametrize("scenario", SCENARIOS)
-    def test_returns_of_every_scenario_are_those_of_a_rollout(self, scenario):
-        env, twin = (make_vmas_env(scenario, 2, seed=0) for _ in range(2))
-        policy = TensorDictSequential(*(constant(env, key) for key in env.action_keys))
-        twin.set_seed(0)
-        rollout = twin.rollout(3, policy)  # until any has ended
-        evaluation = evaluate(env, policy, max_steps=rollout.shape[1], seed=0)
-        for group in env.group_map:
-            torch.testing.assert_close(evaluation.returns[group], rollout["next", group, "reward"].sum(1).squeeze(-1))
 
     def test_the_time_limit_of_a_plain_vmas_env_is_no_success(self):
         env = VmasEnv("navigation", num_envs=3, max_steps=4, seed=0)

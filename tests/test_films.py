@@ -8,7 +8,7 @@ from PIL import Image
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import AdditiveGaussianModule
 
-from tests.test_envs import Countdown
+from tests.helpers_vmas import Countdown
 from torchrl_bicnet import BiCNetActor, make_vmas_env
 from torchrl_bicnet.rendering import record, render, save_film
 

@@ -13,7 +13,7 @@ from vmas.simulator.core import Agent, Box, Landmark, Line, Sphere, World
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
-from tests.test_envs import SCENARIOS, Countdown
+from tests.helpers_vmas import SCENARIOS, Countdown
 from torchrl_bicnet import make_vmas_env
 from torchrl_bicnet.rendering import render
 from torchrl_bicnet.rendering.canvas import Canvas

@@ -21,8 +21,8 @@ from tensordict import TensorDict
 
 from examples import train_vmas
 from examples.train_vmas import Learner, Options, main
+from tests.helpers_vmas import SEVERAL_GROUPS
 from tests.quick import QUICK, Result, run
-from tests.test_envs import SEVERAL_GROUPS
 from torchrl_bicnet import evaluate, load_run, make_vmas_env
 from torchrl_bicnet.runs import TEST_SEED
 
