@@ -27,7 +27,7 @@ _NET_OPTIONS = frozenset(inspect.signature(BiCNet.__init__).parameters) - {"self
 _ENV_OPTIONS = frozenset({"scenario", "scenario_options", "max_steps", "pad"})
 # Options of examples/train_vmas.py that shape neither.
 _TRAINING_OPTIONS = frozenset(
-    {
+    [
         "num_envs",
         "seed",
         "device",
@@ -53,7 +53,7 @@ _TRAINING_OPTIONS = frozenset(
         "checkpoint_buffer",
         "run_folder",
         "resume",
-    }
+    ]
 )
 
 
