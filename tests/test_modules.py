@@ -338,6 +338,15 @@ class TestFromEnv:
         assert td["agents", "state_action_value"].shape == (2, 3, 1)
         assert actor.spec["agents", "action"] == env.full_action_spec["agents", "action"]
 
+    @pytest.mark.parametrize("cls", [BiCNetActor, BiCNetCritic])
+    def test_the_modules_are_where_the_environment_is(self, cls, monkeypatch):
+        env = make_vmas_env("navigation", 2, n_agents=3)
+        cls.from_env(env)  # the specs are built once
+        monkeypatch.setattr(type(env), "device", torch.device("meta"))
+        assert {tensor.device.type for tensor in cls.from_env(env).state_dict().values()} == {"meta"}
+        cpu = cls.from_env(env, device="cpu")
+        assert {tensor.device.type for tensor in cpu.state_dict().values()} == {"cpu"}
+
     def test_separate_parameters_take_the_number_of_agents_from_the_env(self):
         env = make_vmas_env("navigation", 2, n_agents=3)
         actor = BiCNetActor.from_env(env, share_params=False)
