@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchrl.data import Bounded, Composite
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule, OrnsteinUhlenbeckProcessModule
 
@@ -102,11 +102,28 @@ class TestActor:
         other.load_state_dict(actor.state_dict())
         td = data(n_agents=7)
         torch.testing.assert_close(other(td.clone())["agents", "action"], actor(td.clone())["agents", "action"])
-        low = torch.tensor([[-1.0, -1.0], [-1.0, -2.0], [-1.0, -1.0]])
-        different = BiCNetActor(5, Bounded(low, torch.ones(3, 2)), **SMALL)
-        assert different(data())["agents", "action"].shape == (4, 3, 2)
-        with pytest.raises(ValueError, match=r"differ over agents and have shape \(3, 2\).*\(4, 7, 2\)"):
-            different(td)
+        lower = torch.tensor([[-1.0, -1.0], [-1.0, -2.0], [-1.0, -1.0]])
+        for low, high in ((lower, torch.ones(3, 2)), (-torch.ones(3, 2), -lower)):
+            different = BiCNetActor(5, Bounded(low, high), **SMALL)
+            assert different(data())["agents", "action"].shape == (4, 3, 2)
+            with pytest.raises(ValueError, match=r"differ over agents and have shape \(3, 2\).*\(4, 7, 2\)"):
+                different(td)
+
+    def test_separate_parameters_take_the_number_of_agents_from_the_spec(self):
+        assert BiCNetActor(5, UNIT, share_params=False, **SMALL).module.net.n_agents == 3
+
+    @pytest.mark.parametrize(
+        ("spec", "error", "match"),
+        [
+            (Unbounded((3, 2)), TypeError, "expected a Bounded spec of a floating type, found Unbounded"),
+            (Bounded(0, 5, (3, 2), dtype=torch.int64), TypeError, "found .* of dtype torch.int64"),
+            (Bounded(-3e38, 3e38, (3, 2)), ValueError, "finite action bounds"),
+            (Bounded(torch.zeros(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]])), ValueError, "same action bounds in ever"),
+        ],
+    )
+    def test_action_specs_that_no_squashing_fits(self, spec, error, match):
+        with pytest.raises(error, match=match):
+            BiCNetActor(5, spec)
 
     def test_masks(self):
         torch.manual_seed(0)
@@ -320,6 +337,15 @@ class TestFromEnv:
         td = critic(actor(env.reset()))
         assert td["agents", "state_action_value"].shape == (2, 3, 1)
         assert actor.spec["agents", "action"] == env.full_action_spec["agents", "action"]
+
+    @pytest.mark.parametrize("cls", [BiCNetActor, BiCNetCritic])
+    def test_the_modules_are_where_the_environment_is(self, cls, monkeypatch):
+        env = make_vmas_env("navigation", 2, n_agents=3)
+        cls.from_env(env)  # the specs are built once
+        monkeypatch.setattr(type(env), "device", torch.device("meta"))
+        assert {tensor.device.type for tensor in cls.from_env(env).state_dict().values()} == {"meta"}
+        cpu = cls.from_env(env, device="cpu")
+        assert {tensor.device.type for tensor in cpu.state_dict().values()} == {"cpu"}
 
     def test_separate_parameters_take_the_number_of_agents_from_the_env(self):
         env = make_vmas_env("navigation", 2, n_agents=3)

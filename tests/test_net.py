@@ -212,6 +212,37 @@ def test_inputs_of_another_shape_are_refused():
         net(x, mask=torch.ones(3, 4))
 
 
+def test_the_state_dict_is_that_of_version_1():
+    """Names and shapes that checkpoints have, with the default options."""
+
+    def shapes(module):
+        return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+    def linear(name, n_outputs, n_inputs):
+        return {f"{name}.weight": (n_outputs, n_inputs), f"{name}.bias": (n_outputs,)}
+
+    def norm(name):
+        return {f"{name}.weight": (128,), f"{name}.bias": (128,)}
+
+    dense = linear("encoder.0", 128, 18) | norm("encoder.1")
+    dense |= linear("decoder.0", 128, 2 * 64 + 18) | norm("decoder.1") | linear("decoder.3", 2, 128)
+    lstm = {f"communication.{name}": shape for name, shape in shapes(nn.LSTM(128, 64, bidirectional=True)).items()}
+    others = {"communication.others.weight": (128, 128)}
+    own = linear("communication.own", 128, 128)
+    attention = linear("communication.query_key_value", 3 * 128, 128) | linear("communication.output", 128, 128)
+    assert BiCNet(18, 2)._version == 1
+    assert shapes(BiCNet(18, 2)) == dense | lstm
+    assert shapes(BiCNet(18, 2, communication="mean")) == dense | own | others
+    assert shapes(BiCNet(18, 2, communication="attention")) == dense | attention
+    assert BiCNet(18, 2, communication="attention").communication.num_heads == 4
+    separate = shapes(BiCNet(18, 2, share_params=False, n_agents=3))
+    assert separate["encoder.params.0.weight"] == (3, 128, 18)
+    assert separate["decoder.params.3.weight"] == (3, 2, 128)
+    actor = BiCNetActor(18, Bounded(-1.0, 1.0, (3, 2)))
+    expected = {f"module.net.{name}": shape for name, shape in (dense | lstm).items()}
+    assert shapes(actor) == expected | {"module.low": (2,), "module.high": (2,)}
+
+
 def test_a_state_dict_of_a_newer_version_is_refused_by_name(tmp_path, monkeypatch):
     actor = BiCNetActor(5, Bounded(-1.0, 1.0, (3, 2)), hidden_size=8)
     with monkeypatch.context() as newer:

@@ -234,6 +234,12 @@ def test_in_the_actor_the_critic_and_the_loss():
     assert n_batches(actor, critic) == [1, 2]
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter:UserWarning")
+def test_another_device():
+    net = load_plain_bicnet(make("actor").state_dict(), device="meta")
+    assert {tensor.device.type for tensor in net.state_dict().values()} == {"meta"}
+
+
 def test_a_mask_is_an_error():
     net = load_plain_bicnet(make("actor").state_dict())
     (x,) = inputs("actor", 8, 3)
