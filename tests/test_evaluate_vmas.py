@@ -1,6 +1,6 @@
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -117,9 +117,9 @@ def test_means_and_rates_have_their_intervals():
     assert [(line[:26].rstrip(), *line[26:].split(maxsplit=1)) for line in lines] == expected
 
 
-def test_no_run_is_an_error_without_a_traceback_or_a_folder(tmp_path):
-    command = [sys.executable, evaluate_vmas.__file__, str(tmp_path / "missing")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.strip() == f"error: {tmp_path / 'missing'} is not a run folder: it has no run.json."
+def test_no_run_is_an_error_without_a_traceback_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [evaluate_vmas.__file__, str(tmp_path / "missing")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(evaluate_vmas.__file__, run_name="__main__")
+    assert end.value.code == f"error: {tmp_path / 'missing'} is not a run folder: it has no run.json."
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,8 @@ from examples.train_vmas import Options
 from torchrl_bicnet import analysis, rendering, runs
 
 ROOMS = (bicnet, analysis, rendering, runs)
-NO_CALLS = {"EVAL_SEED", "TEST_SEED", "LearningCurve", "TrainedRun"}  # constants and results
+NO_CALLS = {"EVAL_SEED", "TEST_SEED"}  # constants
+NO_CALLS |= {"ChannelValue", "Evaluation", "LearningCurve", "OrderSensitivity", "TrainedRun"}  # results
 PUBLIC = {name: getattr(room, name) for room in ROOMS for name in room.__all__ if name not in NO_CALLS}
 
 REFUSED = (TypeError, ValueError)
@@ -261,17 +262,14 @@ def evaluations(parts: Parts) -> Iterator[Row]:
     yield row("evaluate", "policy", evaluate(lambda td: None), "NoneType")
     yield from each("visited_states", rollout, **wrong)
     channels = {"channels": {"cut": analysis.Channel(window=0)}}
-    yield from each("channel_value", rollout | channels, **wrong, channels=[["cut"], {"cut": "forward"}])
+    yield from each("channel_value", rollout | channels, **wrong, channels=[["cut"]])
     two = TensorDictSequential(actor, parts.masked_actor)
-    yield from each("order_sensitivity", rollout, **wrong, max_orders=[1, 2.5], group=[3, "team"])
+    yield from each("order_sensitivity", rollout, **wrong, max_orders=[1, 2.5], group=["team"])
     yield row("order_sensitivity", "policy", lambda: analysis.order_sensitivity(**rollout | {"policy": two}), "exactly")
 
     returns, lengths = {"agents": torch.zeros(2, 3)}, torch.ones(2)
     first = bicnet.Evaluation(returns, lengths, seed=0)
     good = {"returns": returns, "lengths": lengths}
-    yield from each("Evaluation", good, returns=[{}, torch.zeros(2, 3), {"agents": torch.zeros(2)}])
-    yield from each("Evaluation", good, lengths=[None, torch.zeros(3)], success=[torch.zeros(2), torch.zeros(3).bool()])
-    yield from each("Evaluation", good, collisions=[torch.zeros(2, 1)], seed=[-1, "0"])
     yield from each("paired_difference", {"first": first, "second": first}, first=[None, returns], second=["x"])
     for changes, words in (
         ({"seed": 1}, "0 and 1"),
@@ -280,11 +278,6 @@ def evaluations(parts: Parts) -> Iterator[Row]:
     ):
         other = bicnet.Evaluation(**{"seed": 0} | good | changes)
         yield row("paired_difference", "second", partial(bicnet.paired_difference, first, other), words)
-    yield from each("ChannelValue", {"intact": first, "changed": {}}, intact=[None], changed=[[first], {"cut": None}])
-    good = {"evaluations": [first, first], "action_std": torch.zeros(3), "group": "agents"}
-    good["orders"] = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    yield from each("OrderSensitivity", good, orders=[None, torch.zeros(2, 4)], evaluations=[[first], [None, None]])
-    yield from each("OrderSensitivity", good, action_std=[[0.0], torch.zeros(5)], group=["team"])
 
 
 def looks_inside(parts: Parts) -> Iterator[Row]:
@@ -296,7 +289,7 @@ def looks_inside(parts: Parts) -> Iterator[Row]:
     yield from each(
         name, {}, direction=["up", None], window=[-1, 1.5], bits=[0, 17, 2.5], radius=[1.0]
     )  # of no positions
-    yield from each(name, {}, drop=[1.1, -0.1, NAN, "0.5"], noise=[-0.1, INF, None], positions=[(), (-1,), ("x",), 3])
+    yield from each(name, {}, drop=[1.1, -0.1, NAN, "0.5"], noise=[-0.1, INF, None], positions=[(-1,), ("x",), 3])
     yield from each(name, {"positions": (0, 1)}, radius=[-1.0, NAN])
     yield from each("example_channels", {}, n_agents=[1, "3"])
     name, intervene = "intervene", partial(entered, analysis.intervene)
@@ -312,7 +305,7 @@ def looks_inside(parts: Parts) -> Iterator[Row]:
     good = {"actor": parts.actor, "states": parts.states}
     for name in ("influence", "influence_matrix"):
         yield from each(name, good, actor=[parts.net, parts.critic], states=[None, torch.zeros(2, 3, 18)])
-        for actor, states, key in ((parts.actor, {}, "observation"), (parts.masked_actor, parts.states, "mask")):
+        for actor, states, key in ((parts.actor, {}, "agents"), (parts.masked_actor, parts.states, "mask")):
             call = partial(PUBLIC[name], actor, TensorDict(states, [2]))
             yield row(name, "states", call, key, errors=(KeyError,))
     yield row(name, "states", lambda: analysis.influence_matrix(parts.actor, TensorDict({}, [0])), "(0,)")
@@ -323,7 +316,8 @@ def looks_inside(parts: Parts) -> Iterator[Row]:
 
 
 def pictures(parts: Parts) -> Iterator[Row]:
-    drawing = {"env_index": [2, -1, 0.5, "0", []], "width": [0, 70.5, 10_001], "columns": [0, 2], "group": ["team", 3]}
+    rendering.render(parts.env, width=20)  # VMAS notes what is drawn at the first picture
+    drawing = {"env_index": [2, -1, 0.5, "0", []], "width": [0, 70.5, 10_001], "columns": [0], "group": ["team", 3]}
     drawing |= {"influence": ["all", torch.ones(2, 2), torch.full((3, 3), NAN), -torch.ones(3, 3)]}
     two = {"env": parts.two_groups, "influence": torch.ones(1, 1)}
     yield from each("render", {"env": parts.env}, **drawing, agent_index_focus=[3, -1])

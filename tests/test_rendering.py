@@ -55,14 +55,15 @@ print(json.dumps([found, loaded]))
 """
 
 
-def test_every_scenario_is_drawn_without_a_display_and_goes_on_as_if_it_were_not():
+@pytest.mark.parametrize("scenarios", [SCENARIOS[::9], pytest.param(SCENARIOS, marks=pytest.mark.slow)], ids=len)
+def test_every_scenario_is_drawn_without_a_display_and_goes_on_as_if_it_were_not(scenarios):
     environ = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
-    command = [sys.executable, "-c", EVERY_SCENARIO, json.dumps(SCENARIOS)]
+    command = [sys.executable, "-c", EVERY_SCENARIO, json.dumps(scenarios)]
     result = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=Path(__file__).parents[1])
     assert result.returncode == 0, result.stderr
     found, loaded = json.loads(result.stdout.splitlines()[-1])
     assert loaded == []
-    assert list(found) == SCENARIOS
+    assert list(found) == scenarios
     for scenario, (shape, viewer_size, n_drawn, equal) in found.items():
         assert shape == [round(140 * viewer_size[1] / viewer_size[0]), 140, 3], scenario
         assert n_drawn > 20, scenario

@@ -39,6 +39,8 @@ def first_episodes(
     of the environment and of the stream. Arguments are checked before anything is changed.
     """
     check_type("env", env, EnvBase, "a TorchRL environment")
+    if not callable(policy):
+        raise TypeError(f"policy must be a TensorDict module or a callable, found {policy!r}.")
     check_integer("max_steps", max_steps)
     if seed is not None:
         check_seed(seed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from torchrl_bicnet.checks import check_type
 from torchrl_bicnet.envs.outcomes import reported_collision, reported_success
 from torchrl_bicnet.episodes import Policy, first_episodes
 
@@ -148,6 +149,8 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
         >>> difference["evaluation_return_difference_stderr"] > 0
         True
     """
+    check_type("first", first, Evaluation, "an Evaluation")
+    check_type("second", second, Evaluation, "an Evaluation")
     if first.seed is None or first.seed != second.seed:
         raise ValueError(
             f"Only evaluations from the same start states can be paired: expected one seed, found {first.seed} and "

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_bicnet.analysis.intervention import Channel, intervene
-from torchrl_bicnet.checks import check_integer, check_seed
+from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 
 
@@ -103,6 +103,7 @@ def channel_value(
         >>> list(value.differences())
         ['cut', 'range 0.5']
     """
+    check_type("channels", channels, Mapping, "a mapping of label to Channel")
     check_seed(seed)
     evaluations = []
     for channel in (Channel(), *channels.values()):

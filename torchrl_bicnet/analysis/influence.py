@@ -32,6 +32,7 @@ def influence(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         torch.Size([8, 3, 3])
     """
     check_type("actor", actor, BiCNetActor, "a BiCNetActor")  # not a sequence of several
+    check_type("states", states, TensorDictBase, "a tensordict")
     mask = [] if actor.mask_key is None else [states[actor.mask_key]]
     # Reverse mode, one action entry at a time for all states at once: it serves the fused kernels, which know no vmap.
     with torch.enable_grad(), in_eval_mode(actor):
@@ -68,6 +69,7 @@ def influence_matrix(actor: BiCNetActor, states: TensorDictBase) -> Tensor:
         >>> (matrix != 0).int().tolist()
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     """
+    check_type("states", states, TensorDictBase, "a tensordict")
     if 0 in states.batch_size:
         raise ValueError(f"Expected at least one state, found batch shape {tuple(states.batch_size)}.")
     norms = influence(actor, states)

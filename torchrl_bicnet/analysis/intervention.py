@@ -149,6 +149,7 @@ def intervene(policy: nn.Module, channel: Channel) -> Iterator[None]:
         ...     torch.allclose(net(x), alone, atol=1e-5)
         True
     """
+    check_type("channel", channel, Channel, "a Channel")
     with ExitStack() as hooks:
         for net in _nets(policy):
             for handle in _listen(net, channel):
@@ -199,6 +200,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         >>> torch.equal(moved[order], net(x[order]))
         True
     """
+    check_type("order", order, Tensor, "a tensor of integers")
     if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
         raise ValueError(f"order must be a permutation of 0 to N - 1, found {order.tolist()}.")
 
@@ -220,6 +222,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
 
 
 def _nets(policy: nn.Module) -> list[BiCNet]:
+    check_type("policy", policy, nn.Module, "a module")
     nets = [module for module in policy.modules() if isinstance(module, BiCNet)]
     if not nets:
         raise ValueError(f"Expected a policy that holds a BiCNet, found {type(policy).__name__} without any.")

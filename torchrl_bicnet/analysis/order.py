@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_bicnet.analysis.intervention import reorder
 from torchrl_bicnet.analysis.states import visited_states
-from torchrl_bicnet.checks import check_integer, check_seed
+from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.episodes import in_eval_mode
 from torchrl_bicnet.evaluation import Evaluation, evaluate, mean_and_stderr
 from torchrl_bicnet.modules import BiCNetActor
@@ -133,6 +133,7 @@ def order_sensitivity(
 
 
 def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:
+    check_type("policy", policy, TensorDictModuleBase, "a TensorDict module")
     actors = [module for module in policy.modules() if isinstance(module, BiCNetActor)]
     chosen = [actor for actor in actors if group is None or actor.group == unravel_key(group)]
     if len(chosen) != 1:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchrl_bicnet.analysis.channel_value import ChannelValue
 from torchrl_bicnet.analysis.order import OrderSensitivity
+from torchrl_bicnet.checks import check_type
 from torchrl_bicnet.evaluation import mean_and_stderr
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def plot_influence(matrix: Tensor) -> Figure:
         >>> plot_influence(torch.rand(3, 3)).axes[0].get_xlabel()
         'observation of agent'
     """
+    check_type("matrix", matrix, Tensor, "a tensor (N, N)")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(f"Expected a matrix (N, N), found shape {tuple(matrix.shape)}.")
     values = matrix.detach().cpu().numpy()
@@ -63,6 +65,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['intact', 'cut']
     """
+    check_type("value", value, ChannelValue, "a ChannelValue")
     rows = {"intact": value.intact, **value.changed}
     groups = list(value.intact.returns)
     figure = _figure(5.0 * len(groups), 1.8 + 0.28 * len(rows))
@@ -100,6 +103,7 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         >>> len(plot_order_sensitivity(sensitivity).axes)
         2
     """
+    check_type("sensitivity", sensitivity, OrderSensitivity, "an OrderSensitivity")
     rows = sensitivity.by_order()
     trained, ranked = rows[0], sorted(rows, key=lambda row: row["return"])
     best = ranked[-1]

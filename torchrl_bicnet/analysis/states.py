@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_bicnet.checks import check_seed
 from torchrl_bicnet.episodes import first_episodes
 
 
@@ -31,6 +32,7 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
         >>> visited_states(env, BiCNetActor.from_env(env), max_steps=5, seed=0)["agents", "observation"].shape
         torch.Size([40, 3, 18])
     """
+    check_seed(seed)
     with first_episodes(env, policy, max_steps=max_steps, seed=seed) as (start, steps):
         keys = list(start.select(*policy.in_keys, strict=False).keys(True, True))
         return torch.cat([step.state.select(*keys)[step.running] for step in steps])

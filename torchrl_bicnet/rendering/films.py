@@ -16,7 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_bicnet.checks import check_number
+from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.episodes import first_episodes
 from torchrl_bicnet.rendering.worlds import agents_of, mosaic, render, vmas_environment
 
@@ -120,6 +120,7 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
     if len(frames) == 0:
         raise ValueError("A film needs at least one frame, found none.")
     for number, frame in enumerate(frames):
+        check_type("frames", frame, np.ndarray, "arrays")
         wrong = frame.ndim != 3 or frame.shape[2:] != (3,) or frame.size == 0
         if wrong or frame.dtype != np.uint8 or frame.shape != frames[0].shape:
             raise ValueError(
