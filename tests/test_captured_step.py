@@ -14,6 +14,7 @@ from tests.helpers_vmas import (
     needs_cuda,
     play,
     simulator,
+    waits,
     with_random_actions,
 )
 from torchrl_bicnet import make_vmas_env, restore, snapshot
@@ -153,6 +154,18 @@ def test_what_is_written_from_outside_is_taken_over():
         simulator(env).world._drag = 0.5  # what a graph has inside
         outputs.append(play(env, td, 6, seed=2)[1])
     assert_same(*outputs)
+
+
+def test_a_replay_never_waits():
+    """Nor does what is asked before it: whether there is gravity is remembered while its tensor is not written to."""
+    record = Recorder()
+    fixed = captured("navigation", 4, seed=0, record=record)
+    td = fixed.rand_action(play(fixed, fixed.reset(), 8, seed=1)[0])
+    for _ in range(2):
+        td = fixed.rand_action(fixed.step(td)["next"])
+    n_played = record.played
+    assert not waits(fixed.step, td)
+    assert record.played == n_played + 1
 
 
 def test_gravity_may_change():

@@ -3,8 +3,8 @@
 One step of :class:`~vmas.simulator.core.World` calls the device once for each entity, pair of entities or lidar, and
 reads in between which pairs are close. Here the entities are rows of one tensor. On a CPU outputs equal VMAS's to the
 bit, but for one operation: ``torch.logaddexp`` in the contact force rounds the last elements of a tensor, those past a
-multiple of twice the CPU's vector width, differently from the rest, and which elements are last depends on the number of
-pairs. With a multiple of 32 environments there are none; else forces may differ by a rounding there.
+multiple of twice the CPU's vector width, differently from the rest, and which are last depends on the number of pairs.
+With a multiple of 32 environments there are none; else forces may differ by a rounding there.
 """
 
 from __future__ import annotations
