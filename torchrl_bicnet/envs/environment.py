@@ -35,17 +35,8 @@ def _in_own_stream(method: Callable) -> Callable:
 class StreamedEnvironment(Environment):
     """VMAS's environment with a random stream of its own and, after :meth:`pad`, padded agents.
 
-    Args:
-        scenario (BaseScenario): the task.
-        num_envs (int): environments of the batch.
-        device (torch.device): where to simulate.
-
-    Keyword Args:
-        seed (int, optional): of the random stream. ``None``: a different one each time.
-        check_actions (bool): asks at every step whether actions are numbers within their bounds, as VMAS does.
-        draws_from_torch_alone (bool): whether no step draws from NumPy's or Python's generator, whose states then
-            need not be swapped.
-        **options: of the scenario.
+    With ``check_actions`` every step asks whether actions are numbers within their bounds, as in VMAS. Where no step
+    draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped.
     """
 
     padding: Padding | None = None

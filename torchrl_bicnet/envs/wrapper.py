@@ -29,7 +29,6 @@ class VmasBatchWrapper(VmasWrapper):
         """Step in fixed memory from now on, and on CUDA by replaying a graph."""
         actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
         check_capturable(self._env, functools.partial(self._simulate, self._env.step), actions)
-        self._env.world.compute_all_pairs()
         step = functools.partial(self._simulate, self._env.step_without_draws)
         record = functools.partial(capture, self.device) if self.device.type == "cuda" else None
         self.captured_step = CapturedStep(self._env, step, record)

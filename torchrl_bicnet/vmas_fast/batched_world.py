@@ -3,8 +3,8 @@
 One step of :class:`~vmas.simulator.core.World` calls the device once for each entity, pair of entities or lidar, and
 reads in between which pairs are close. Here the entities are rows of one tensor. On a CPU outputs equal VMAS's to the
 bit, but for one operation: ``torch.logaddexp`` in the contact force rounds the last elements of a tensor, those past a
-multiple of twice the CPU's vector width, differently from the rest; which are last depends on the number of
-pairs. With a multiple of 32 environments there are none; else forces may differ by a rounding there.
+multiple of twice the CPU's vector width, differently from the rest, and which are last depends on the number of pairs.
+With a multiple of 32 environments there are none; else forces may differ by a rounding there.
 """
 
 from __future__ import annotations
@@ -63,14 +63,9 @@ class BatchedWorld(World):
     """VMAS's world with one operation for all entities or pairs where VMAS has one for each.
 
     VMAS leaves a pair out that is close in no environment. Here forces are masked by a tensor that says so; it is read
-    on a CPU only, which does not wait, and only in worlds of many substeps, whose pairs are mostly far apart.
+    on a CPU only, which neither waits nor captures a step, and only in worlds of many substeps, whose pairs are mostly
+    far apart.
     """
-
-    _skips_far_pairs = True
-
-    def compute_all_pairs(self) -> None:
-        """From now on make the same operations wherever the entities are, as a captured step must."""
-        self._skips_far_pairs = False
 
     def step(self) -> None:
         entities = self.entities
@@ -178,7 +173,7 @@ class BatchedWorld(World):
     def _apply_contacts(self, entities: list[Entity], pairs: dict[_Pair, list[_Pair]]) -> None:
         position = torch.stack([entity.state.pos for entity in entities])  # (E, B, 2)
         members, pos, near = self._select_pairs(entities, position, pairs)
-        if self._skips_far_pairs and self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
+        if self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
             answers = iter(near.tolist())
             kept = {kinds: [pair for pair in group if next(answers)] for kinds, group in pairs.items()}
             pairs = {kinds: group for kinds, group in kept.items() if group}

@@ -83,7 +83,8 @@ class CapturedStep:
             entry.weightless, entry.next, entry.replay = weightless, None, None
         outputs = self._run_aside(entry) if self.record is None or entry.next is None else self._replay(entry)
         self.current = entry.next
-        # Caches compare `_version`; replays and raw copies do not bump it.
+        # Caches compare `_version`; replays and raw copies do not bump it. Of other tensors it must stay: gravity, for
+        # one, would be read from the device again.
         torch.autograd.graph.increment_version(entry.written)
         return outputs.clone()
 

@@ -122,14 +122,14 @@ def add_rows(
     targets: tuple[tuple[int, int], ...],
     moves: str,
 ) -> None:
-    """Add row after row to the totals of the entities that move, each entity's in the order of its pairs.
+    """Add forces or torques, row after row, to the totals of the entities that move, in the order of their pairs.
 
     Args:
         totals (dict): entity to its sum so far, ``(B, size)``.
         entities (list): of the world.
         contributions (Tensor): ``(rows, B, size)``.
         targets (tuple): for each row the number of its pair and of the entity it is added to.
-        moves (str): the attribute of an entity that says whether it counts at all.
+        moves (str): the attribute of an entity that says whether it moves.
     """
     receivers = tuple(i for i, entity in enumerate(entities) if getattr(entity, moves))
     order = _rounds(targets, receivers, contributions.device)

@@ -180,23 +180,13 @@ class _Rewriter(ast.NodeTransformer):
             "sync_free_write",
             ast.Constant(None) if later else node.value,
             target.value,
-            _Slices().visit(target.slice),
+            ast.Subscript(ast.Name("sync_free_index", ast.Load()), target.slice, ast.Load()),
             _lambda(node.value) if later else ast.Constant(None),
             ast.Constant(op),
             ungathered,
             ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load()),
         )
         return ast.fix_missing_locations(ast.copy_location(ast.Expr(write), node))
-
-
-class _Slices(ast.NodeTransformer):
-    """``1:`` as an expression that can stand outside of brackets."""
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        return node
-
-    def visit_Slice(self, node: ast.Slice) -> ast.AST:
-        return _call("sync_free_slice", *(part or ast.Constant(None) for part in (node.lower, node.upper, node.step)))
 
 
 class _Ungather(ast.NodeTransformer):
@@ -256,7 +246,7 @@ def _can_be_moved(node: ast.AST) -> bool:
 
 
 def has_side_effects(node: ast.AST) -> bool:
-    """Whether a call in it may do more than compute, which VMAS would not do where nothing is near."""
+    """Whether a call in it may do more than compute, though VMAS would not make it where nothing is near."""
     called = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
     return not all(isinstance(part, ast.Attribute) and part.attr in SIDE_EFFECT_FREE for part in called)
 

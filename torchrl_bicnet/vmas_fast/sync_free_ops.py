@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +21,12 @@ def _write(
     ungathered: tuple[tuple[Any, ...], Callable[[], Any]] | None,
     near: tuple[Tensor, ...],
 ) -> None:
-    """``x[index] = new``, or ``x[index] op= value()``, in the environments where all of ``near`` hold.
+    """``x[index] = new``, or ``x[index] op= value()``, in the environments where all of ``near`` are true.
 
-    The arguments stand in the order in which Python evaluates the statement.
-
-    Args:
-        new: the value of an assignment; unused where ``value`` is given.
-        x: the tensor, list or dictionary that is written to.
-        index: of the entry.
-        value (callable, optional): computes the value later: of ``op=`` after the entry was read, or only if it cannot
-            be computed without gathering.
-        op (str, optional): the name of the operation of ``op=``.
-        ungathered (tuple, optional): of a value like ``2 * y[index] + c``: the leaves like ``2`` and ``c``, which must
-            be numbers, and a function that computes ``2 * y + c`` for all entries.
-        near (tuple of Tensor): the answers of the ``world.collides`` that the statement stands under.
+    The arguments stand in the order in which Python evaluates the statement. ``value`` takes the place of ``new`` where
+    it must be computed later: after the entry was read for ``op=``, or only if it cannot be computed ``ungathered``. Of
+    a value like ``2 * y[index] + c`` these are the leaves ``2`` and ``c``, which must be numbers, and a function that
+    computes ``2 * y + c`` for all entries. ``near`` are the answers of the ``world.collides`` around the statement.
     """
     by_mask = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
     if by_mask and ungathered is not None and all(map(_is_number, ungathered[0])):
@@ -124,5 +117,5 @@ HELPERS: dict[str, Any] = {
     "sync_free_where": _where,
     "sync_free_tensor": _tensor,
     "sync_free_collides": _collides,
-    "sync_free_slice": slice,
+    "sync_free_index": np.s_,  # an index such as `1:, 0` as an expression of its own
 }
