@@ -176,6 +176,8 @@ class ExplorationNoise(TensorDictModuleBase):
 
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(sigma, Sequence) and len(sigma) != 2:
+        raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma!r}.")
     low, high = sigma if isinstance(sigma, Sequence) else (sigma, sigma)
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma!r}.")

@@ -251,6 +251,7 @@ def _make_net(
 ) -> nn.Module:
     if net is None:
         return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
+    check_type("net", net, nn.Module, "a module or None")
     if net_options:
         raise TypeError(f"net= is used as it is and takes no net options, found {', '.join(sorted(net_options))}.")
     if isinstance(net, BiCNet) and (net.n_agent_inputs, net.n_agent_outputs) != (n_agent_inputs, n_agent_outputs):

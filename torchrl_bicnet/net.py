@@ -109,10 +109,16 @@ class BiCNet(nn.Module):
         check_integer("n_agent_outputs", n_agent_outputs)
         check_integer("hidden_size", hidden_size)
         check_type("num_cells", num_cells, Sequence, "a sequence of widths, such as (64,)")
+        for width in num_cells:
+            check_integer("num_cells", width)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            check_type(name, part, (nn.Module, type(None)), "a module or None")
+        for name, layer in (("norm_class", norm_class), ("activation_class", activation_class)):
+            check_type(name, layer, (type, type(None)), "a class of modules, such as nn.ReLU")
         if norm_class is nn.BatchNorm1d:
             raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
-        if not share_params and n_agents is None:
-            raise ValueError("share_params=False gives every agent slot its own networks and needs n_agents.")
+        if not share_params:  # every agent slot has networks of its own
+            check_integer("n_agents, with share_params=False,", n_agents)
         self.n_agent_inputs = n_agent_inputs
         self.n_agent_outputs = n_agent_outputs
         self.n_agents = None if share_params else n_agents
