@@ -41,6 +41,7 @@ OBSERVATION, ACTION, MASK = ("agents", "observation"), ("agents", "action"), ("a
 # Arguments of which only another type is wrong, and that Python or torch refuse as clearly.
 BY_PYTHON = {
     "BiCNetActor": {"mask_key"},
+    "Checkpoints": {"folder"},
     "BiCNetCritic": {"mask_key"},
     "ExplorationNoise": {"mask_key"},
     "Run": {"options"},
