@@ -231,6 +231,7 @@ def test_the_state_dict_is_that_of_version_1():
     own = linear("communication.own", 128, 128)
     attention = linear("communication.query_key_value", 3 * 128, 128) | linear("communication.output", 128, 128)
     assert BiCNet(18, 2)._version == 1
+    assert type(BiCNet(18, 2).encoder[-1]) is nn.ReLU
     assert shapes(BiCNet(18, 2)) == dense | lstm
     assert shapes(BiCNet(18, 2, communication="mean")) == dense | own | others
     assert shapes(BiCNet(18, 2, communication="attention")) == dense | attention
