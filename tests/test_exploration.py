@@ -291,21 +291,6 @@ class TestCollector:
         assert not any("exploration_noise" in key for key in Collected().batch["next"].keys(True, True))
 
 
-def test_rollouts_across_resets():
-    torch.manual_seed(0)
-    env = make_vmas_env("navigation", 50, max_steps=7, seed=0, n_agents=3)
-    actor = BiCNetActor.from_env(env, **SMALL)
-    noise = ExplorationNoise(actor.spec, sigma=(0.1, 0.5), correlation=0.9)
-    with set_exploration_type(ExplorationType.RANDOM):
-        td = env.rollout(14, TensorDictSequential(actor, noise), break_when_any_done=False)
-    state, starts = td[STATE], td["is_init"].squeeze(-1)
-    assert starts[:, 7].any()
-    assert correlation(state[:, 6][starts[:, 7]], state[:, 7][starts[:, 7]]) == pytest.approx(0, abs=0.25)
-    for step in (3, 10):
-        goes_on = ~starts[:, step]
-        assert correlation(state[:, step - 1][goes_on], state[:, step][goes_on]) == pytest.approx(0.9, abs=0.06)
-
-
 def test_nothing_waits_for_the_device():
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -303,6 +303,8 @@ def test_groups_are_compared_as_keys(one, other):
     spec = Bounded(-1.0, 1.0, (3, 2))
     loss = make_ddpg_loss(BiCNetActor(5, spec, group=one), BiCNetCritic(5, 2, group=other))
     assert loss(transitions(group=other)).isfinite().all()
+    nested = [BiCNetActor(5, spec, mask_key=("agents", ("mask",))), BiCNetCritic(5, 2, mask_key=MASK)]
+    assert make_ddpg_loss(*nested).loss_mask_key == MASK
     with pytest.raises(ValueError, match="share one group, found"):
         make_ddpg_loss(BiCNetActor(5, spec, group=one), BiCNetCritic(5, 2, group="others"))
 
