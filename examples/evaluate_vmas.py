@@ -67,7 +67,7 @@ class Arguments:
     """draw who influences whom, in the largest group"""
 
     pictures: bool = True
-    """draw influence, channel, order and learning curve; they take about forty short evaluations"""
+    """draw influence, channel, order and learning curve, and write their numbers; takes about forty short evaluations"""
     picture_episodes: Episodes = 100
     """episodes of each of these evaluations"""
     output: Path | None = None
@@ -85,13 +85,14 @@ def main(arguments: Arguments) -> None:
     intervals = evaluation_intervals(evaluate(env, run.policy, max_steps=max_steps, seed=arguments.seed), env.group_map)
     print(f"{scenario}: {arguments.episodes} episodes of at most {max_steps} steps")
     print(table(intervals))
-    chosen = {"checkpoint": arguments.checkpoint, "episodes": arguments.episodes, "seed": arguments.seed}
-    rows = {name.strip(): dict(zip(("mean", "low", "high"), interval)) for name, interval in intervals.items()}
-    write_json(output / "evaluation.json", {"scenario": scenario, "max_steps": max_steps, **chosen, "results": rows})
 
     talking = [group for group, names in env.group_map.items() if len(names) > 1]
     write_film(arguments, run, talking, output / arguments.film)
     if arguments.pictures:
+        chosen = {"checkpoint": arguments.checkpoint, "episodes": arguments.episodes, "seed": arguments.seed}
+        rows = {name.strip(): dict(zip(("mean", "low", "high"), interval)) for name, interval in intervals.items()}
+        about = {"scenario": scenario, "max_steps": max_steps, **chosen}
+        write_json(output / "evaluation.json", {**about, "results": rows})
         plot_learning_curves(curves).savefig(output / "learning_curve.png", dpi=120)
         write_pictures(arguments, run, talking, output)
     print(f"Film and pictures are in {output}")
