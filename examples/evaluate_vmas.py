@@ -67,7 +67,7 @@ class Arguments:
     """draw who influences whom, in the largest group"""
 
     pictures: bool = True
-    """draw influence, channel, order and learning curve, and write their numbers; takes about forty short evaluations"""
+    """draw influence, channel, order and learning curve, and write their numbers; about forty short evaluations"""
     picture_episodes: Episodes = 100
     """episodes of each of these evaluations"""
     output: Path | None = None
