@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib.metadata import version
@@ -20,11 +21,17 @@ def provenance() -> dict[str, Any]:
 
     Example:
         >>> list(provenance())
-        ['versions', 'machine', 'date', 'commit']
+        ['versions', 'machine', 'threads', 'date', 'commit']
     """
+    cpu_info = Path("/proc/cpuinfo")  # on Linux
+    model = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
+    machine = f"{model[1] if model else platform.machine()}, {os.cpu_count()} CPUs"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "machine": machine,
+        "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
     }
