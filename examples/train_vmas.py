@@ -35,7 +35,7 @@ Episodes = Annotated[int, Field(ge=2)]  # two for a standard error
 @dataclass
 class Options:
     scenario: str = "navigation"
-    """VMAS scenario; each group of agents has its own actor and critic"""
+    """VMAS scenario; each group of agents, those of one kind, has its own actor and critic"""
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
     pad: bool = False
@@ -43,13 +43,13 @@ class Options:
     max_steps: PositiveInt = 100
     """time limit of an episode, in steps"""
     num_envs: PositiveInt = 60
-    """environments simulated in one batch"""
+    """environments simulated side by side"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seed of the parameters, the exploration, the replay samples and the environments"""
     device: str = "cpu"
     """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
     cuda_graph: bool = False
-    """capture the step of the environments in a CUDA graph; not measured on a GPU yet"""
+    """capture the step of the environments in a CUDA graph; experimental: it has not run on a GPU yet"""
 
     communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
     """communication layer of actor and critic"""
@@ -66,7 +66,7 @@ class Options:
     frames_per_batch: NonNegativeInt = 0
     """frames collected between two rounds of updates, a multiple of num_envs; 0: ten steps of all environments"""
     updates_per_batch: PositiveInt = 10
-    """gradient updates after each batch of frames, which is larger with more environments"""
+    """gradient updates after each batch of frames; with more environments that batch is larger, their number is not"""
     batch_size: PositiveInt = 256
     """joint transitions per update"""
     buffer_size: NonNegativeInt = 0
@@ -74,13 +74,13 @@ class Options:
     gamma: Fraction = 0.97
     """discount"""
     tau: Fraction = 0.01
-    """step of the target networks towards the trained ones, at each update"""
+    """fraction of the way that the target networks move towards the trained ones at each update"""
     actor_lr: PositiveFloat = 5e-4
     """learning rate of the actor (Adam)"""
     critic_lr: PositiveFloat = 1e-3
     """learning rate of the critic (Adam)"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
-    """gradients of actor and critic together are clipped to this norm"""
+    """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
     sigma_start: NonNegativeFloat = 0.9
     """standard deviation of the exploration noise at the start, in units of the action"""
     sigma_end: NonNegativeFloat = 0.1
@@ -109,7 +109,10 @@ class Options:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
-        """What follows from the number of environments, so that 8192 of them ask for no more options than 60."""
+        """Fill in what follows from the number of environments: 8192 of them ask for no more options than 60.
+
+        Ranges are not checked yet: ``validated`` does it.
+        """
         self.frames_per_batch = self.frames_per_batch or 10 * self.num_envs
         if self.frames_per_batch > 0 and self.total_frames > 0:
             self.total_frames = math.ceil(self.total_frames / self.frames_per_batch) * self.frames_per_batch
@@ -131,7 +134,7 @@ class Options:
 
 
 class Learner:
-    """What a group of agents learns with: actor, critic, exploration noise, loss, target networks, optimiser."""
+    """Actor, critic, exploration noise, loss, target networks and optimiser of a group of agents."""
 
     def __init__(self, env: EnvBase, group: str, options: Options) -> None:
         # Actor and critic
@@ -142,6 +145,7 @@ class Learner:
             self.actor.spec,
             sigma_init=options.sigma_start,
             sigma_end=options.sigma_end,
+            # in calls of noise.step(), one after each batch of frames
             annealing_num_steps=max(int(options.total_frames // options.frames_per_batch * options.sigma_fraction), 1),
             action_key=self.actor.out_keys[-1],
             device=options.device,
@@ -149,9 +153,9 @@ class Learner:
         # Loss and targets
         self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)
         self.target_update = SoftUpdate(self.loss, tau=options.tau)
-        # Optimiser
+        # Optimiser, over the parameters that the loss trains
         self.max_grad_norm = options.max_grad_norm
-        self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.trained = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(
             [
                 {"params": list(self.actor.parameters()), "lr": options.actor_lr},
@@ -164,7 +168,7 @@ class Learner:
         """One gradient step of actor and critic on a batch of transitions, and one of the targets towards them."""
         output = self.loss(sample)
         (output["loss_actor"] + output["loss_value"]).backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.target_update.step()
@@ -175,7 +179,7 @@ class Learner:
 def train(options: Options, run: Run) -> None:
     """Train from the start, or from the checkpoint that the run is resumed from."""
     torch.manual_seed(options.seed)
-    # Each environment has a random stream of its own: evaluating one does not disturb training in another
+    # Environments, each with a random stream of its own: evaluating one does not disturb training in another
     make_env = partial(
         make_vmas_env,
         options.scenario,
@@ -191,8 +195,8 @@ def train(options: Options, run: Run) -> None:
     # Actors, critics and what they learn with
     learners = {group: Learner(env, group, options) for group in env.group_map}
     policy = TensorDictSequential(*(learner.actor for learner in learners.values()))
-    evaluation = partial(evaluate, eval_env, policy, max_steps=options.max_steps, seed=EVAL_SEED)
-    test = partial(evaluate, test_env, policy, max_steps=options.max_steps, seed=TEST_SEED)
+    run_evaluation = partial(evaluate, eval_env, policy, max_steps=options.max_steps, seed=EVAL_SEED)
+    run_test = partial(evaluate, test_env, policy, max_steps=options.max_steps, seed=TEST_SEED)
 
     # Collector and replay
     collector = Collector(
@@ -201,33 +205,34 @@ def train(options: Options, run: Run) -> None:
         frames_per_batch=options.frames_per_batch,
         total_frames=options.total_frames,
         device=options.device,
-        track_traj_ids=False,
-        return_same_td=True,  # each batch is in the replay buffer before the next one is written over it
+        track_traj_ids=False,  # nobody reads them
+        return_same_td=True,  # one tensordict for all batches: the buffer copies each before the next is written
     )
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
     transition_keys = {key for learner in learners.values() for key in learner.loss.in_keys}
 
-    # All together is the state of the training; the loss holds the target networks
+    # What a checkpoint holds: the loss adds the target networks; actor and critic alone are kept as the best
     state = {
         f"{group}.{part}": getattr(learner, part)
         for group, learner in learners.items()
         for part in ("actor", "critic", "loss", "optimiser", "noise")
     }
-    first = run.start(
+    # A new run makes its folder; a resumed one restores all of this from the checkpoint
+    frames_done = run.start(
         state | {"collector": CollectorState(collector), "replay_buffer": replay_buffer, "random": GlobalRNGState()},
         total_frames=options.total_frames,
         best=[name for name in state if name.endswith((".actor", ".critic"))],
         leave_out=() if options.checkpoint_buffer else ("replay_buffer",),
         logger=options.logger,
     )
-    if first == 0:
-        run.log_test("before", test())
-        run.log(0, evaluation().summary())
+    if frames_done == 0:
+        run.log_test("before", run_test())
+        run.log(0, run_evaluation().summary())  # no candidate for the best checkpoint
 
-    for step, batch in enumerate(collector, start=first // options.frames_per_batch + 1):
-        frames = step * options.frames_per_batch
+    for batch in collector:  # (num_envs, steps)
+        frames_done += options.frames_per_batch
         replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
@@ -238,13 +243,13 @@ def train(options: Options, run: Run) -> None:
             metrics[group]["sigma"] = learner.noise.sigma
             if ended.any():
                 metrics[group]["training_return"] = batch["next", group, "episode_reward"][ended].mean()
-        run.log(frames, by_group(metrics))
+        run.log(frames_done, by_group(metrics))
         if run.due(options.eval_interval):
-            run.log_evaluation(evaluation())
+            run.log_evaluation(run_evaluation())
         run.checkpoint(options.checkpoint_interval)
 
     collector.shutdown()
-    run.log_test("after", test())
+    run.log_test("after", run_test())
     print(run.finish())
 
 

@@ -299,7 +299,7 @@ def test_a_run_leaves_options_metrics_checkpoints_and_a_picture(tmp_path, capsys
     before, after = (torch.tensor(tests[when]) for when in ("before", "after"))
     error = after.std() / 5**0.5
     last = captured.out.splitlines()[-1]
-    assert last.startswith(f"evaluation return: {before.mean():.2f} ± ")
+    assert last.startswith(f"test return: {before.mean():.2f} ± ")
     assert f"{after.mean():.2f} ± {error:.2f} after 120 frames" in last
     for shown in ("120/120", "evaluation_return=", "loss_actor=", "loss_value=", "frame/s"):
         assert shown in captured.err

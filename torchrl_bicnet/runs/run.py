@@ -226,7 +226,7 @@ class Run:
             before, after = (torch.tensor(self.tests[group + when]) for when in ("before", "after"))
             errors = [returns.std() / len(returns) ** 0.5 for returns in (before, after)]
             lines.append(
-                f"{group}evaluation return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
+                f"{group}test return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
                 f"{errors[1]:.2f} after {self.total_frames} frames (mean ± standard error of {len(after)} episodes)"
             )
         return "\n".join(lines)
