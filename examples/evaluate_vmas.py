@@ -185,5 +185,5 @@ if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")
     try:
         main(validated(Arguments, asdict(tyro.cli(Arguments, description=__doc__))))
-    except (ValueError, TypeError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -109,7 +110,7 @@ class Options:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
-        """Fill in what follows from the number of environments: 8192 of them ask for no more options than 60.
+        """Derive defaults from the number of environments: 8192 of them ask for no more options than 60.
 
         Ranges are not checked yet: ``validated`` does it.
         """
@@ -226,6 +227,7 @@ def train(options: Options, run: Run) -> None:
         best=[name for name in state if name.endswith((".actor", ".critic"))],
         leave_out=() if options.checkpoint_buffer else ("replay_buffer",),
         logger=options.logger,
+        resume_command=f"python {os.path.relpath(__file__)} --resume",
     )
     if frames_done == 0:
         run.log_test("before", run_test())
@@ -254,6 +256,7 @@ def train(options: Options, run: Run) -> None:
 
 
 def main(options: Options) -> None:
+    run = None
     try:
         if options.resume is None:
             options = validated(Options, asdict(options))
@@ -263,14 +266,16 @@ def main(options: Options) -> None:
             defaults = asdict(Options(resume=options.resume))
             changed = [name for name, value in asdict(options).items() if value != defaults[name]]
             if changed:
-                raise ValueError(f"a resumed run keeps its options, found {', '.join(changed)} beside --resume")
+                raise ValueError(f"--resume takes no other option, found {', '.join(changed)}; a run keeps its own")
             run = Run.resume(options.resume)
             options = validated(Options, run.options)
             print(f"Going on from {run.checkpoint_path or 'the start: there is no checkpoint yet'}", file=sys.stderr)
-    except (ValueError, OSError) as error:
+        with run:
+            train(options, run)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        if run is not None and run.started:
+            raise
         sys.exit(f"error: {error}")
-    with run:
-        train(options, run)
 
 
 if __name__ == "__main__":

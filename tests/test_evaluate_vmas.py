@@ -63,7 +63,7 @@ def test_the_arrows_are_those_of_the_policy(finished_run, tmp_path):
     quick = replace(QUICK, run=finished_run.folder, output=tmp_path, pictures=False)
     main(replace(quick, film="with.gif"))
     main(replace(quick, film="without.gif", film_arrows=False, film_columns=1))
-    assert {path.name for path in tmp_path.iterdir()} == {"with.gif", "without.gif", "evaluation.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"with.gif", "without.gif"}
     first = []
     for name in ("with.gif", "without.gif"):
         with Image.open(tmp_path / name) as film:

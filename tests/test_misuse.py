@@ -383,7 +383,12 @@ def files(parts: Parts) -> Iterator[Row]:
         yield row("validated", "values", partial(runs.validated, Options, {option: value}), option)
 
     name = "Run"
-    yield from each(name, {"options": {}}, errors=(FileExistsError,), folder=[*parts.runs, folder / "file"])
+
+    def enter(folder: Path) -> None:
+        with bicnet.Run(folder, {}):
+            pass
+
+    yield from each(name, {}, call=enter, errors=(FileExistsError,), folder=[*parts.runs, folder / "file"])
     start = {"components": {}, "total_frames": 9}
     call = bicnet.Run(folder / "unused", {}).start
     yield from each(name, start, call=call, total_frames=[0, 2.5], logger=["x"])

@@ -254,7 +254,7 @@ class Selections(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_selected_by_the_mask_twice():
+def test_how_often_is_selected_by_the_mask():
     class Net(nn.Module):
         def forward(self, observation, mask=None):
             return observation[..., :2]
@@ -268,11 +268,10 @@ def test_nothing_is_selected_by_the_mask_twice():
             cls(5, *args, mask_key=mask_key, **options)(data(mask=torch.ones(4, 3, dtype=torch.bool)))
         return selections.count
 
-    # The inputs, the layer's input and output, the net's output; the action
-    assert count(BiCNetCritic, 2, communication="mean", **SMALL) == 4
-    assert count(BiCNetActor, UNIT, communication="mean", **SMALL) == 5
-    # What the layer keeps as it is; what one of the user's own leaves
-    assert count(BiCNetCritic, 2, communication="none", **SMALL) == 3
+    # The inputs, the layer's input and output, what was heard, the net's output; the action
+    assert count(BiCNetCritic, 2, communication="mean", **SMALL) == 5
+    assert count(BiCNetActor, UNIT, communication="mean", **SMALL) == 6
+    # A layer of the user's own need not mask
     assert count(BiCNetCritic, 2, communication=Layer(12), **SMALL) == 3
     # A foreign net's input and output; the action
     assert count(BiCNetActor, UNIT, net=Net()) == 3

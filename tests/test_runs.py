@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections import Counter
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,21 +18,67 @@ ROOT = Path(__file__).resolve().parent.parent
 NAVIGATION = ROOT / "benchmarks/results/navigation"
 
 
-def test_nothing_is_written_before_start_and_errors_before_it_are_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="error: wrong") as caught, Run(tmp_path / "run", {}):
-        raise ValueError("wrong")
-    assert isinstance(caught.value.__cause__, ValueError)
-    refused = pytest.raises(SystemExit, match="logger must be one of csv, tensorboard, wandb")
-    with refused, Run(tmp_path / "run", {}) as run:
-        run.start({}, total_frames=9, logger="tensorbord")
-    assert list(tmp_path.iterdir()) == []
+def test_nothing_is_written_before_start_has_checked_its_arguments(tmp_path):
+    for wrong, said in (
+        ({"logger": "tensorbord"}, "logger must be one of csv, tensorboard, wandb, found 'tensorbord'"),
+        ({"components": {"a": 3}}, r"components\['a'\] must have a state dict"),
+        ({"components": {"metrics": {}}}, "components must not be called metrics"),
+        ({"best": ["net"]}, "No component is called net"),
+        ({"leave_out": ["buffer"]}, "No component is called buffer"),
+    ):
+        refused = pytest.raises((TypeError, ValueError), match=said)
+        with refused, Run(tmp_path / "run", {}) as run:
+            run.start(**{"components": {}, "total_frames": 9} | wrong)
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_loop_itself_is_not_hidden(tmp_path):
-    bug = pytest.raises(ValueError, match="a bug")
-    with bug, Run(tmp_path / "run", {}) as run:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_error_of_the_loop_itself_is_not_hidden(tmp_path, when):
+    for error in (ValueError("a bug"), OSError("a bug")):
+        folder = tmp_path / type(error).__name__
+        bug = pytest.raises(type(error), match="a bug")
+        with bug, Run(folder, {}) as run:
+            if when == "after":
+                run.start({}, total_frames=9)
+            raise error
+
+
+def test_a_run_of_ones_own_says_how_to_go_on_and_finishes(tmp_path, capsys):
+    """Without a scenario, evaluations or tests."""
+    stopped = pytest.raises(SystemExit)
+    with stopped as caught, Run(tmp_path / "run", {"rate": 0.1}) as run:
         run.start({}, total_frames=9)
-        raise ValueError("a bug")
+        run.log(3, {"loss": 1.0})
+        signal.raise_signal(signal.SIGTERM)
+        run.checkpoint(interval=100)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith(f"000000000003.torchrl. Go on: Run.resume {tmp_path / 'run'}\n")
+    with Run.resume(tmp_path / "run") as run:
+        assert run.start({}, total_frames=9) == 3
+        run.log(9, {"loss": 0.5})
+        assert run.finish() == f"Options, metrics, checkpoints and pictures are in {tmp_path / 'run'}"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_metric_is_logged_once_for_each_number_of_frames(tmp_path):
+    with Run(tmp_path / "run", {}) as run:
+        run.start({}, total_frames=9)
+        run.log(3, {"loss": 1.0})
+        for frames in (3, 2):
+            with pytest.raises(ValueError, match=f"loss at {frames} frames: it was logged at 3 already"):
+                run.log(frames, {"loss": 1.0})
+
+
+def test_what_is_not_finite_is_named_and_not_written(tmp_path):
+    net = torch.nn.Linear(2, 1)
+    for metrics, named in (({"loss": float("nan")}, "loss"), ({"loss": 1.0}, "net.bias")):
+        if named == "net.bias":
+            net.bias.data.fill_(torch.inf)
+        stopped = pytest.raises(SystemExit, match=f"error: Not finite after 3 frames: {named}. There is no checkpoint")
+        with stopped, Run(tmp_path / named, {}) as run:
+            run.start({"net": net}, total_frames=9, best=["net"])
+            run.log(3, metrics)
+        assert not list((tmp_path / named).rglob("*.csv"))
 
 
 def test_due_at_each_multiple_of_an_interval(tmp_path):
@@ -46,28 +93,34 @@ def test_due_at_each_multiple_of_an_interval(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
-def test_tensorboard_gets_each_step_once_though_the_run_is_resumed(tmp_path):
+@pytest.mark.parametrize("stops", [[50, 100], [50, 40, 100], [30, 100]])
+def test_tensorboard_gets_each_metric_once_though_the_run_is_resumed(tmp_path, stops):
+    """Stopped without a checkpoint of where it was, once before the frames that TensorBoard had got before, and
+    between a metric and another one of the same frames."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    counts = {"frames": 0}
+    class CrashError(Exception):
+        pass
 
     def loop(run, until):
-        for frames in range(run.start({"counts": counts}, total_frames=100, logger="tensorboard") + 10, until + 10, 10):
+        for frames in range(run.start({}, total_frames=100, logger="tensorboard") + 10, 110, 10):
             run.log(frames, {"loss": frames / 100})
-            counts["frames"] = frames
+            if frames == until < 100:
+                raise CrashError
+            run.log(frames, {"evaluation": frames / 10})
             run.checkpoint(interval=30)
 
-    with Run(tmp_path / "run", {}) as run:
-        loop(run, 50)  # the last checkpoint is of 30
-    with Run.resume(tmp_path / "run") as run:
-        loop(run, 100)
+    for until in stops:
+        made = Run.resume(tmp_path / "run") if (tmp_path / "run").exists() else Run(tmp_path / "run", {})
+        with suppress(CrashError), made as run:
+            loop(run, until)
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    assert [(event.step, round(event.value, 2)) for event in events.Scalars("loss")] == [
-        (frames, frames / 100) for frames in range(10, 110, 10)
-    ]
-    rows = (tmp_path / "run/scalars/loss.csv").read_text().splitlines()
-    assert Counter(row.split(",")[0] for row in rows) == Counter(map(str, range(10, 110, 10)))
+    for metric in ("loss", "evaluation"):
+        assert [event.step for event in events.Scalars(metric)] == list(range(10, 110, 10))
+        rows = (tmp_path / f"run/scalars/{metric}.csv").read_text().splitlines()
+        assert [int(row.split(",")[0]) for row in rows] == list(range(10, 110, 10))
+    assert [round(event.value, 2) for event in events.Scalars("loss")] == [n / 10 for n in range(1, 11)]
 
 
 def test_a_crash_in_the_middle_of_a_row_is_mended(tmp_path):

@@ -201,6 +201,7 @@ class TestCheckpoints:
 
 
 # For each option another value, and what it changes: from the run with the option to a value that differs from QUICK's.
+# How gamma, tau, the learning rates and clipping act is held by TestUpdate, replay by TestReplay.
 OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "scenario": ({"scenario": "dispersion"}, lambda r: r.values("evaluation_return")[0]),
     "scenario_options": ({"scenario_options": {"n_agents": 3}}, lambda r: len(list(r.folder.rglob("*_agent_3.csv")))),
@@ -477,7 +478,7 @@ class TestStopAndResume:
 
     def test_resuming_with_other_options_or_no_run_is_refused(self, tmp_path):
         folder = run(tmp_path).folder
-        assert "keeps its options, found seed beside --resume" in command(resume=folder, seed=3)
+        assert "--resume takes no other option, found seed" in command(resume=folder, seed=3)
         assert "is not a run folder: it has no run.json" in command(resume=tmp_path)
         assert "is not a run folder: it has no run.json" in command(resume=tmp_path / "nowhere")
         (best,) = folder.glob("checkpoints/best/*")

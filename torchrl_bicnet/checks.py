@@ -26,10 +26,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: float = math.inf)
 
 def check_seed(value: Any) -> None:
     """Require an integer in ``[0, 2**32)``, which seeds NumPy's generator too."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"seed must be an integer, found {value!r}.")
-    if not 0 <= int(value) < 2**32:
-        raise ValueError(f"seed must be in [0, 2**32), found {value}.")
+    check_integer("seed", value, least=0, most=2**32 - 1)
 
 
 def check_number(name: str, value: Any) -> None:

@@ -26,7 +26,7 @@ class Evaluation:
             scenario does not report it.
         collisions (Tensor, optional): in how many steps at least one agent collided, ``(E,)``; ``None`` if the
             scenario does not report it.
-        seed (int, optional): what the start states were drawn from; ``None`` if they are not to be had again.
+        seed (int, optional): what the start states were drawn from; ``None`` if they cannot be reproduced.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class Evaluation:
         """The metrics by name; with several groups the first four start with ``GROUP/``.
 
         - ``evaluation_return``: the team's return, which is the mean over its agents, averaged over the episodes;
-        - ``evaluation_return_stderr``: its standard error over the episodes, not a number for a single one;
+        - ``evaluation_return_stderr``: its standard error over the episodes, of two or more;
         - ``evaluation_return_agent_INDEX`` and ``evaluation_return_agent_INDEX_stderr``: the same of one agent;
         - ``episode_length``: mean number of steps;
         - ``success_rate``: share of the episodes in which the task was solved, if the scenario reports it
@@ -175,7 +175,7 @@ def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_and_stderr(returns: Tensor) -> tuple[float, float]:
-    """Of the team's return, over the episodes; returns of its agents: ``(E, N)``."""
+    """The team's mean return and its standard error over the episodes; returns of its agents: ``(E, N)``."""
     episodes = returns.mean(-1)  # (E,)
     several = len(episodes) > 1
     return returns.mean().item(), (episodes.std() / len(episodes) ** 0.5).item() if several else float("nan")
@@ -188,5 +188,7 @@ def _return_metrics(returns: Mapping[str, Tensor], name: str) -> dict[str, float
         agents = {f"{name}_agent_{i}": agent for i, agent in enumerate(values.split(1, -1))}
         metrics[group] = {}
         for metric, part in ({name: values} | agents).items():
-            metrics[group][metric], metrics[group][f"{metric}_stderr"] = mean_and_stderr(part)
+            metrics[group][metric], stderr = mean_and_stderr(part)
+            if len(part) > 1:
+                metrics[group][f"{metric}_stderr"] = stderr
     return by_group(metrics)

@@ -53,7 +53,8 @@ class BiCNet(nn.Module):
         skip (bool or int): how much of its own input an agent's decoder sees: ``True`` all of it, ``False`` none, an
             int the first so many features. Defaults to ``True``.
         encoder (nn.Module, optional): a module instead of the MLP, ``(*B, N, n_agent_inputs) -> (*B, N, E)``; with
-            a communication given by name it must have an attribute ``out_features``, ``E``.
+            a communication given by name it must have an attribute ``out_features``, ``E``. It sees zeros in absent
+            slots and must be differentiable there.
         decoder (nn.Module, optional): a module instead of the MLP,
             ``(*B, N, communication.out_features + skipped) -> (*B, N, n_agent_outputs)``.
         share_params (bool): one encoder and decoder for all agents, or one per agent slot. Defaults to ``True``.
@@ -113,8 +114,8 @@ class BiCNet(nn.Module):
             check_integer("num_cells", width)
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             check_type(name, part, (nn.Module, type(None)), "a module or None")
-        for name, layer in (("norm_class", norm_class), ("activation_class", activation_class)):
-            check_type(name, layer, (type, type(None)), "a class of modules, such as nn.ReLU")
+        for name, layer in (("norm_class", norm_class or nn.Identity), ("activation_class", activation_class)):
+            check_type(name, layer, type, "a class of modules, such as nn.ReLU")
         if norm_class is nn.BatchNorm1d:
             raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
         if not share_params:  # every agent slot has networks of its own
@@ -144,9 +145,8 @@ class BiCNet(nn.Module):
         if mask is not None and self._has_batch_norm:
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = mask_absent(self._concatenate(inputs), mask)
-        heard = self.communication(self.encoder(x), mask)
-        if type(self.communication) not in _LAYERS:  # one of the user's own may leave anything in the absent slots
-            heard = mask_absent(heard, mask)
+        # Masked here too: a layer of the user's own may leave anything in the absent slots.
+        heard = mask_absent(self.communication(self.encoder(x), mask), mask)
         out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
         return mask_absent(out, mask)
 
@@ -174,9 +174,6 @@ class BiCNet(nn.Module):
                 f"reads up to {self._version}."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-
-_LAYERS = (RecurrentCommunication, MeanCommunication, AttentionCommunication, NoCommunication)
 
 
 def _mlp(
@@ -208,10 +205,10 @@ def _mlp(
 
 def _count_skipped(skip: bool | int, n_agent_inputs: int) -> int:
     # bool is an int: True is all features, not the first one.
-    n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
-    if not 0 <= n_skipped <= n_agent_inputs:
-        raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
-    return n_skipped
+    if isinstance(skip, bool):
+        return n_agent_inputs * skip
+    check_integer("skip", skip, least=0, most=n_agent_inputs)
+    return skip
 
 
 def _features(module: nn.Module, name: Literal["in_features", "out_features"]) -> int:

@@ -236,8 +236,8 @@ class Checkpoints:
     def resume(self, path: Path) -> int:
         """:meth:`load`, for a run that goes on from here.
 
-        Newer checkpoints, the best among them, are of a future that may not come: they are set aside, renamed to
-        ``*.discarded``, and removed by the next :meth:`save`.
+        Newer checkpoints, the best among them, may not be reached again: they are renamed to ``*.discarded``, and
+        removed by the next :meth:`save`.
         """
         step = self.load(path)
         for newer in [*self._paths(), *self._best.directory.glob("checkpoint-*.torchrl")]:

@@ -15,7 +15,7 @@ from torchrl_bicnet.vmas_state.unwrap import environment_of
 
 
 class CollectorState:
-    """Where a collector over a VMAS environment is: the worlds, their random stream, the step it goes on from.
+    """State of a collector over a VMAS environment: the worlds, their random stream, the step it goes on from.
 
     A component for :class:`Checkpoints`: TorchRL's collectors save their counters, but neither the simulator behind the
     environment nor the observations they go on from.
@@ -65,15 +65,15 @@ class CollectorState:
                 raise ValueError(f"The state of a collector must hold {name}, a {kind.__name__}; found {list(state)}.")
         try:
             plain = json.loads(state["plain"])
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The state is damaged, plain should be JSON: {error}.") from error
+            carrier, tensors = TensorDict(state["carrier"]), TensorDict(state["tensors"])
+        except (LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"The state is damaged: {error!r}.") from error
         for name in ("frames", "iter"):
             check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
-        carrier = TensorDict(state["carrier"])
         for key in self.collector.env.observation_keys:
             if not isinstance(carrier.get(key, None), Tensor):
                 raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
-        restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), plain))
+        restore(self.collector.env, WorldSnapshot(tensors, plain))
         self.collector.load_state_dict(state["counters"], strict=False)
         if "traj_pool" in state["counters"]:  # loading has drawn new identifiers from it
             self.collector._traj_pool.load_state_dict(state["counters"]["traj_pool"])

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, date and git commit."""
+"""Provenance of a result: versions, machine, date and git commit."""
 
 from __future__ import annotations
 

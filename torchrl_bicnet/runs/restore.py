@@ -124,7 +124,8 @@ def load_run(
         warnings.warn(f"{folder}: options that this version does not know: {', '.join(unknown)}.", stacklevel=2)
     env = _make_env(options, 1, device, seed=0)
     net_options = {name: value for name, value in options.items() if name in _NET_OPTIONS}
-    actors = {group: BiCNetActor.from_env(env, group=group, **net_options) for group in env.group_map}
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        actors = {group: BiCNetActor.from_env(env, group=group, **net_options) for group in env.group_map}
     checkpoints = Checkpoints(Path(folder) / "checkpoints", {f"{group}.actor": actors[group] for group in actors})
     path = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
     if path is None:

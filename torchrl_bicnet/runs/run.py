@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
-import shlex
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
@@ -25,7 +27,7 @@ from torchrl.record.loggers import get_logger
 from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.evaluation import Evaluation
 from torchrl_bicnet.runs.checkpoints import Checkpoints
-from torchrl_bicnet.runs.files import read_options, read_scalars, write_atomically
+from torchrl_bicnet.runs.files import read_options, write_atomically
 from torchrl_bicnet.runs.learning_curves import learning_curves
 from torchrl_bicnet.runs.plots import plot_learning_curves
 from torchrl_bicnet.runs.provenance import provenance
@@ -44,19 +46,13 @@ class Run:
     ``frames,value``), ``checkpoints/`` (the last two, and in ``best/`` the one with the highest evaluation return) and,
     at the end, ``test_returns.json`` and ``pictures/``. Nothing is written before :meth:`start`.
 
-    Inside ``with run:``, Ctrl-C and SIGTERM wait for the next :meth:`checkpoint`, which then ends the run. A run that
-    ends before its time, by a signal, a full disk, a damaged checkpoint or a value that is not finite, exits the
-    program (``SystemExit``) with a line that says how to go on.
+    Inside ``with run:``, from :meth:`start` on, Ctrl-C and SIGTERM wait for the next :meth:`checkpoint`, which then
+    ends the run. A run that ends before its time, by a signal, a full disk, a damaged checkpoint or a value that is not
+    finite, exits the program (``SystemExit``) with a line that says how to go on.
 
     Args:
-        folder (Path or str): must not exist yet.
+        folder (Path or str): must not exist yet: ``with`` raises ``FileExistsError``, since no run is overwritten.
         options (mapping): whatever tells this run from others, as JSON values.
-
-    Keyword Args:
-        resumed (bool): whether the folder is there already, as :meth:`resume` finds it. Defaults to ``False``.
-
-    Raises:
-        FileExistsError: if the folder exists: a run is not overwritten.
 
     Example:
         >>> import tempfile, torch
@@ -73,13 +69,11 @@ class Run:
         ({'scenario': 'navigation', 'seed': 0}, 600)
     """
 
-    def __init__(self, folder: Path | str, options: Mapping[str, Any], *, resumed: bool = False) -> None:
+    def __init__(self, folder: Path | str, options: Mapping[str, Any]) -> None:
         self.folder, self.options = Path(folder), dict(options)
         self.checkpoint_path: Path | None = None
-        self._resumed, self._started = resumed, False
+        self.started = self._resumed = False
         self._closing = ExitStack()
-        if self.folder.exists() and not resumed:
-            raise FileExistsError(f"The run folder {folder} exists; choose another.")
 
     @classmethod
     def resume(cls, path: Path | str) -> Run:
@@ -93,7 +87,8 @@ class Run:
         folder = path.parent.parent if path.is_file() else path
         if folder.name == "checkpoints":
             raise ValueError(f"{path} holds networks, not what a training goes on from: resume {folder.parent}.")
-        run = cls(folder, read_options(folder), resumed=True)
+        run = cls(folder, read_options(folder))
+        run._resumed = True
         run.checkpoint_path = path if path.is_file() else Checkpoints(folder / "checkpoints", {}).latest()
         return run
 
@@ -106,6 +101,7 @@ class Run:
         leave_out: Collection[str] = (),
         logger: str = "csv",
         shown: tuple[str, ...] = ("evaluation_return", "training_return", "loss_actor", "loss_value"),
+        resume_command: str = "Run.resume",
     ) -> int:
         """Make the folder, or restore all components from the checkpoint; returns the frames to go on from.
 
@@ -116,49 +112,54 @@ class Run:
         Keyword Args:
             total_frames (int): frames of the whole run.
             best (collection of str): the components that the best checkpoint holds, such as the networks, whose
-                parameters :meth:`log` keeps an eye on.
+                parameters :meth:`log` checks for NaN and infinity.
             leave_out (collection of str): components that are not saved, such as the replay buffer.
             logger (str): ``"csv"``, or ``"tensorboard"`` or ``"wandb"`` in addition. They get each step once, also
                 when the run is resumed.
-            shown (tuple of str): the metrics whose last values stand beside the bar, by the end of their names.
+            shown (tuple of str): metrics shown beside the bar: those whose name ends so.
+            resume_command (str): what a user types, followed by the folder, to go on with a stopped run.
 
         Raises:
             BlockingIOError: if another process trains in this folder.
             CheckpointError: if the checkpoint is damaged or of other components; nothing is changed then.
         """
         check_integer("total_frames", total_frames)
+        taken = {"metrics", "tests"} & components.keys()
+        if taken:
+            raise ValueError(f"components must not be called {', '.join(taken)}, which the run adds itself.")
         if logger not in LOGGERS:
             raise ValueError(f"logger must be one of {', '.join(LOGGERS)}, found {logger!r}.")
         for package in {"tqdm", logger} - {"csv"}:
             if find_spec(package) is None:
                 raise ModuleNotFoundError(f"This run needs {package}: pip install {package}.")
-        if not self._resumed:
-            self._make_folder()
-        self._lock()
-        self.total_frames, self._shown = total_frames, shown
-        self._last_values: dict[str, str] = {}
-        self._csv: Any = get_logger("csv", str(self.folder.parent), self.folder.name)
-        for unused in ("texts", "videos"):
-            with suppress(OSError):  # not empty
-                (self.folder / unused).rmdir()
-        self.metrics: dict[str, list[tuple[int, float]]] = self._csv.experiment.scalars
+        self.total_frames, self._shown, self._resume_command = total_frames, shown, resume_command
+        self.metrics: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self.tests: dict[str, list[float]] = {}
-        self._networks = {name: components[name] for name in best if isinstance(components[name], nn.Module)}
+        self._last_values: dict[str, str] = {}
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints",
             {**components, "metrics": self.metrics, "tests": self.tests},
             best_components=best,
             leave_out=leave_out,
         )
+        self._networks = {name: components[name] for name in best if isinstance(components[name], nn.Module)}
+        if not self._resumed:
+            self._make_folder()
+        self._lock()
         frames = 0 if self.checkpoint_path is None else self.checkpoints.resume(self.checkpoint_path)
-        self._sent = self._rewind()
-        self._other = None if logger == "csv" else self._other_logger(logger)
+        self._rewind()
+        self._csv: Any = get_logger("csv", str(self.folder.parent), self.folder.name)
+        self._csv.experiment.scalars = self.metrics
+        for unused in ("texts", "videos"):
+            with suppress(OSError):  # not empty
+                (self.folder / unused).rmdir()
+        self._other: Any = None if logger == "csv" else self._other_logger(logger)
         self._bar = self._closing.enter_context(
             tqdm(total=total_frames, initial=frames, unit="frame", unit_scale=True, dynamic_ncols=True)
         )
         self._stop = self._closing.enter_context(stop_signals())
         self.frames, self._frames_before = frames, frames
-        self._started = True
+        self.started = True
         return frames
 
     def log(self, frames: int, metrics: Mapping[str, Tensor | float]) -> None:
@@ -168,13 +169,11 @@ class Run:
             FloatingPointError: for a metric, or a parameter of the networks, that is not finite, before anything is
                 written.
         """
-        parameters = {
-            f"{name}.{parameter}": value
-            for name, network in self._networks.items()
-            for parameter, value in network.named_parameters()
-        }
-        check_finite(frames, {**metrics, **parameters})
         values = {name: float(value) for name, value in metrics.items()}
+        for name in values:
+            if frames <= (self.metrics[name][-1][0] if self.metrics.get(name) else -1):
+                raise ValueError(f"{name} at {frames} frames: it was logged at {self.metrics[name][-1][0]} already.")
+        self._check_finite(frames, values)
         self._last_values |= {name: f"{value:.3g}" for name, value in values.items() if name.endswith(self._shown)}
         if frames > self.frames:
             self._frames_before, self.frames = self.frames, frames
@@ -183,8 +182,8 @@ class Run:
                 values["frames_per_second"] = self._bar.format_dict["rate"]
         for name, value in values.items():
             self._csv.log_scalar(name, value, step=frames)
-            if self._other is not None and frames > self._sent:
-                self._other.log_scalar(name, value, step=frames)
+        if self._other is not None:
+            self._send(frames, values)
         self._bar.set_postfix(self._last_values)
 
     def log_test(self, when: str, evaluation: Evaluation) -> None:
@@ -216,22 +215,27 @@ class Run:
             raise KeyboardInterrupt(self._stop[0])
 
     def finish(self) -> str:
-        """Write the test returns, draw the learning curve, and say in a few lines where they are and what they are."""
+        """Write the test returns and draw the learning curve; returns a summary to print."""
         write_atomically(self.folder / "test_returns.json", json.dumps(self.tests) + "\n")
-        picture = self.folder / "pictures" / "learning_curve.png"
-        picture.parent.mkdir(exist_ok=True)
-        plot_learning_curves(learning_curves([self.folder])).savefig(picture, dpi=120)
+        if "scenario" in self.options and any(name.endswith("evaluation_return") for name in self.metrics):
+            picture = self.folder / "pictures" / "learning_curve.png"
+            picture.parent.mkdir(exist_ok=True)
+            plot_learning_curves(learning_curves([self.folder])).savefig(picture, dpi=120)
         lines = [f"Options, metrics, checkpoints and pictures are in {self.folder}"]
-        for group in [name.removesuffix("before") for name in self.tests if name.endswith("before")]:
-            before, after = (torch.tensor(self.tests[group + when]) for when in ("before", "after"))
-            errors = [returns.std() / len(returns) ** 0.5 for returns in (before, after)]
-            lines.append(
-                f"{group}test return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
-                f"{errors[1]:.2f} after {self.total_frames} frames (mean ± standard error of {len(after)} episodes)"
-            )
+        for name, returns in self.tests.items():
+            group = name.removesuffix("before")
+            if name.endswith("before") and f"{group}after" in self.tests:
+                before, after = torch.tensor(returns), torch.tensor(self.tests[f"{group}after"])
+                errors = [returns.std() / len(returns) ** 0.5 for returns in (before, after)]
+                lines.append(
+                    f"{group}test return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
+                    f"{errors[1]:.2f} after {self.total_frames} frames (mean ± standard error of {len(after)} episodes)"
+                )
         return "\n".join(lines)
 
     def __enter__(self) -> Run:
+        if self.folder.exists() and not self._resumed:
+            raise FileExistsError(f"The run folder {self.folder} exists; choose another.")
         return self
 
     def __exit__(
@@ -242,17 +246,18 @@ class Run:
             number = error.args[0] if error.args else signal.SIGINT
             sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. {self._how_to_go_on()}\n")
             raise SystemExit(128 + number) from error
-        if isinstance(error, (FloatingPointError, OSError)) and self._started:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or isinstance(error, FloatingPointError):
             raise SystemExit(f"error: {str(error).rstrip('.')}. {self._how_to_go_on()}") from error
-        if isinstance(error, (CheckpointError, ImportError, OSError, TypeError, ValueError)) and not self._started:
+        if isinstance(error, CheckpointError):
             raise SystemExit(f"error: {error}") from error
 
     def _how_to_go_on(self) -> str:
-        if not (self.folder / "run.json").is_file():
-            return "Nothing was written."
-        last = Checkpoints(self.folder / "checkpoints", {}).latest()
-        command = shlex.join(["python", os.path.relpath(sys.argv[0]), "--resume", str(self.folder)])
-        return f"{f'The last checkpoint is {last}. Go on' if last else 'There is no checkpoint. Start'}: {command}"
+        if not self.started:
+            return "Nothing was trained."
+        last = self.checkpoints.latest()
+        found = f"The last checkpoint is {last}. Go on" if last else "There is no checkpoint. Start"
+        return f"{found}: {self._resume_command} {self.folder}"
 
     def _make_folder(self) -> None:
         """Put the folder there with its ``run.json``, whole or not at all."""
@@ -268,23 +273,41 @@ class Run:
         except Timeout:
             raise BlockingIOError(f"Another process trains in {self.folder}") from None
 
-    def _rewind(self) -> int:
-        """Write the CSV files anew from the checkpoint's metrics; returns the last frames that stood in them."""
+    def _rewind(self) -> None:
+        """Write the CSV files anew from the checkpoint's metrics."""
         for name, rows in self.metrics.items():
             if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
                 raise CheckpointError(f"The checkpoint is damaged: it has a metric called {name!r}.")
             if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
                 raise CheckpointError(f"The checkpoint is damaged: metric {name} should be rows of frames and value.")
-        folder, last = self.folder / "scalars", -1
+        folder = self.folder / "scalars"
         for file in folder.rglob("*.csv"):
-            with suppress(ValueError):  # cut off by a crash
-                last = max(last, int(read_scalars(file)[0][-1]))
             file.unlink()
         for name, rows in self.metrics.items():
             file = folder / f"{name}.csv"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, "".join(f"{step},{value}\n" for step, value in rows))
-        return last
+
+    def _send(self, frames: int, values: Mapping[str, float]) -> None:
+        """Give the other logger what it has not got yet, also if the run was resumed from before it."""
+        file = self.folder / "sent.json"  # metric to the last frames sent, which never fall
+        sent: dict[str, int] = json.loads(file.read_text()) if file.is_file() else {}
+        new = {name: value for name, value in values.items() if frames > sent.get(name, -1)}
+        write_atomically(file, json.dumps(sent | dict.fromkeys(new, frames)))
+        for name, value in new.items():
+            self._other.log_scalar(name, value, step=frames)
+        if hasattr(self._other.experiment, "flush"):
+            self._other.experiment.flush()
+
+    def _check_finite(self, frames: int, values: Mapping[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        for name, network in self._networks.items():
+            parameters = dict(network.named_parameters())
+            finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters.values()])
+            if not finite.all():
+                wrong += [f"{name}.{key}" for key, is_finite in zip(parameters, finite.tolist()) if not is_finite]
+        if wrong:
+            raise FloatingPointError(f"Not finite after {frames} frames: {', '.join(wrong)}.")
 
     def _other_logger(self, kind: str) -> Any:
         about = json.loads((self.folder / "run.json").read_text())
@@ -294,21 +317,3 @@ class Run:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, (list, tuple)) and len(row) == 2 and type(row[0]) is int and type(row[1]) is float
-
-
-def check_finite(frames: int, tensors: Mapping[str, Tensor | float]) -> None:
-    """Refuse metrics or parameters that are not finite, naming them and the frames.
-
-    Raises:
-        FloatingPointError: if any is not.
-
-    Example:
-        >>> check_finite(1200, {"loss": torch.tensor(float("nan"))})
-        Traceback (most recent call last):
-        ...
-        FloatingPointError: Not finite after 1200 frames: loss.
-    """
-    finite = [torch.as_tensor(tensor).detach().isfinite().all() for tensor in tensors.values()]
-    if finite and not torch.stack(finite).all():
-        wrong = [name for name, is_finite in zip(tensors, finite) if not is_finite]
-        raise FloatingPointError(f"Not finite after {frames} frames: {', '.join(wrong)}.")
