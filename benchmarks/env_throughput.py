@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +31,10 @@ from torchrl.envs import EnvBase, VmasEnv
 from torchrl.modules import AdditiveGaussianModule
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env
+from torchrl_bicnet.runs.provenance import provenance
 
-from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 MAX_STEPS = 100  # of an episode, in the collection
 SIGMA = 0.3  # of the exploration noise, in the collection
@@ -386,22 +382,8 @@ def synchronise(device: str) -> None:
 
 
 def about(options: Options) -> dict[str, Any]:
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    described = Path("/proc/cpuinfo")  # on Linux
-    model = re.search(r"model name\s*: (.*)", described.read_text()) if described.exists() else None
-    machine = f"{model[1] if model else platform.machine()}, {os.cpu_count()} CPUs"
-    if options.device.startswith("cuda"):
-        machine += f", {torch.cuda.get_device_name(options.device)}"
     chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "plot")}
-    packages = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas")
-    return {
-        "options": chosen,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": machine,
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-    }
+    return {"options": chosen, **provenance()}
 
 
 def draw(results: dict[str, Any]) -> Figure:

@@ -17,12 +17,10 @@ from pathlib import Path
 
 import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from torchrl_bicnet import Checkpoints, load_run, make_vmas_env
+from torchrl_bicnet.runs import TEST_SEED, learning_curves, plot_learning_curves
 
-from examples.train_vmas import TEST_SEED  # noqa: E402
-from torchrl_bicnet import make_vmas_env  # noqa: E402
-from torchrl_bicnet.runs import learning_curves, plot_learning_curves  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -50,7 +48,7 @@ def main(options: Options) -> None:
 
 
 def train(seed: int, folder: Path) -> None:
-    """Run the example's own command, and keep all of its run folder but the checkpoints."""
+    """Run the example's own command, and keep all of its run folder, but of the checkpoints the actors alone."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         start = time.perf_counter()
@@ -60,7 +58,9 @@ def train(seed: int, folder: Path) -> None:
         about["options"]["run_folder"] = None
         about["seconds"] = round(time.perf_counter() - start)
         (run / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "pictures"))
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "pictures", ".lock"))
+        actors = {f"{group}.actor": actor for group, actor in load_run(run).actors.items()}
+        Checkpoints(folder / "checkpoints", actors).save(about["options"]["total_frames"])
 
 
 def upper_bound() -> float:

@@ -56,7 +56,7 @@ def gradients(net: BiCNet, observation: Tensor) -> dict[str, Tensor]:
 
 
 def compare(n_agents: int) -> dict[str, float]:
-    """One network beside equal copies of it, on the same observations: the largest difference between ..."""
+    """The largest differences between one network and equal copies of it on the same observations, by name."""
     shared = BiCNet(18, 2).double()
     copies = equal_copies(shared, n_agents)
     observation = torch.randn(32, n_agents, 18, dtype=torch.float64)
@@ -78,7 +78,7 @@ def compare(n_agents: int) -> dict[str, float]:
 
 
 def run_on(net: nn.Module, n_agents: int) -> str:
-    """What a net does with another number of agents: the shape of its output, or its error."""
+    """The shape of a net's output for a number of agents, or its error."""
     try:
         return f"output {tuple(net(torch.randn(32, n_agents, 18)).shape)}"
     except ValueError as error:

@@ -4,3 +4,14 @@ import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the scripts that tests run
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A short run of examples/train_vmas.py for all tests that look at one: leave it as it is."""
+    from tests.quick import run
+
+    return run(tmp_path_factory.mktemp("finished"))

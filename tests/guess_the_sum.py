@@ -1,8 +1,4 @@
-"""A task that cannot be solved without communication, and a team trained on it once for all tests that need one.
-
-Each agent sees x_i, uniform in [-1, 1]; all must put out the sum of the team's x. Reward -(a_i - sum)^2. Without
-communication the best guess is E[sum | x_i] = x_i, at a cost of Var(sum of the others) = (N - 1) / 3.
-"""
+"""A team trained on :class:`~torchrl_bicnet.tasks.GuessTheSum`, once for all tests that need one."""
 
 import functools
 
@@ -10,52 +6,11 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
-from vmas.simulator.core import Agent, World
-from vmas.simulator.dynamics.common import Dynamics
-from vmas.simulator.scenario import BaseScenario
-from vmas.simulator.utils import ScenarioUtils
 
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_ddpg_loss
 
 N_AGENTS = 3
 BLIND_COST = (N_AGENTS - 1) / 3
-
-
-class Word(Dynamics):
-    """An action that moves nothing."""
-
-    needed_action_size = 1
-
-    def process_action(self):
-        pass
-
-
-class GuessTheSum(BaseScenario):
-    """The task as a scenario of VMAS; episodes last one step."""
-
-    def make_world(self, batch_dim, device, **kwargs):
-        ScenarioUtils.check_kwargs_consumed(kwargs)
-        world = World(batch_dim, device)
-        for i in range(N_AGENTS):
-            world.add_agent(Agent(f"agent_{i}", u_range=3.0, action_size=1, dynamics=Word()))
-        self.x = torch.zeros(batch_dim, N_AGENTS, device=device)
-        return world
-
-    def reset_world_at(self, env_index=None):
-        x = torch.rand_like(self.x) * 2 - 1
-        if env_index is None:
-            self.x = x
-        else:
-            self.x[env_index] = x[env_index]
-
-    def observation(self, agent):
-        return self.x[:, self.world.agents.index(agent), None]
-
-    def reward(self, agent):
-        return -(agent.action.u[:, 0] - self.x.sum(-1)).square()
-
-    def done(self):
-        return torch.ones(self.world.batch_dim, dtype=torch.bool, device=self.world.device)
 
 
 def play(actor, batch, noise):

@@ -35,7 +35,7 @@ TESTS = {
     "torchrl_bicnet/specs.py": ("modules", "exploration", "misuse"),
     "torchrl_bicnet/objectives.py": ("objectives", "recipes"),
     "torchrl_bicnet/exploration.py": ("exploration",),
-    "examples/train_vmas.py": ("examples", "training", "checkpoint"),
+    "examples/train_vmas.py": ("train_vmas",),
 }
 OPERATORS = {"Lt": "LtE GtE", "LtE": "Lt Gt", "Gt": "GtE LtE", "GtE": "Gt Lt", "Eq": "NotEq", "NotEq": "Eq"}
 OPERATORS |= {"Is": "IsNot", "IsNot": "Is", "In": "NotIn", "NotIn": "In", "And": "Or", "Or": "And", "Add": "Sub"}

@@ -83,28 +83,20 @@ class TestRecurrentCommunication:
 
     @pytest.mark.parametrize("cell", CELLS)
     @pytest.mark.parametrize("implementation", ["auto", "loop"])
-    @pytest.mark.parametrize("batched_input", [True, False])
-    def test_vmap_over_parameters(self, cell, implementation, batched_input):
+    @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)])
+    def test_vmap_over_parameters_and_inputs(self, cell, implementation, in_dims):
         twins = [RecurrentCommunication(FEATURES, HIDDEN, cell=cell, implementation=implementation) for _ in range(3)]
-        parameters, _ = torch.func.stack_module_state(twins)
-        x = torch.randn(3, 2, 4, FEATURES) if batched_input else torch.randn(2, 4, FEATURES)
+        if in_dims[0] is None:
+            twins = twins[:1] * 3
+        stacked, _ = torch.func.stack_module_state(twins)
+        parameters = stacked if in_dims[0] == 0 else dict(twins[0].named_parameters())
+        x = torch.randn(3, 2, 4, FEATURES) if in_dims[1] == 0 else torch.randn(2, 4, FEATURES).expand(3, -1, -1, -1)
 
         def call(parameters, x):
             return torch.func.functional_call(twins[0], parameters, (x,))
 
-        out = torch.vmap(call, in_dims=(0, 0 if batched_input else None))(parameters, x)
-        for i, twin in enumerate(twins):
-            torch.testing.assert_close(out[i], twin(x[i] if batched_input else x))
-
-    @pytest.mark.parametrize("cell", CELLS)
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_compiles_in_one_graph(self, cell, masked):
-        torch.compiler.reset()
-        layer = RecurrentCommunication(FEATURES, HIDDEN, cell=cell, num_layers=2)
-        x = torch.randn(2, 3, FEATURES)
-        mask = torch.tensor([[True, False, True], [True, True, True]]) if masked else None
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x, mask), layer(x, mask))
+        out = torch.vmap(call, in_dims)(parameters, x if in_dims[1] == 0 else x[0])
+        torch.testing.assert_close(out, torch.stack([twin(team) for twin, team in zip(twins, x)]))
 
     def test_reversing_agents_and_directions_reverses_the_output(self):
         layer, swapped = make("lstm"), make("lstm")
@@ -119,13 +111,10 @@ class TestRecurrentCommunication:
         forward, backward = layer(x).chunk(2, -1)
         torch.testing.assert_close(swapped(x.flip(-2)).flip(-2), torch.cat([backward, forward], -1))
 
-    def test_misuse(self):
-        with pytest.raises(ValueError, match=r"cell must be one of .* found 'transformer'"):
-            RecurrentCommunication(2, 2, cell="transformer")
-        with pytest.raises(ValueError, match=r"implementation must be one of .* found 'fast'"):
-            RecurrentCommunication(2, 2, implementation="fast")
+    def test_the_fused_kernel_takes_no_mask(self):
+        layer = RecurrentCommunication(2, 2, implementation="fused")
         with pytest.raises(ValueError, match="cannot skip absent agents"):
-            RecurrentCommunication(2, 2, implementation="fused")(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
+            layer(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_runs_in_bfloat16_autocast(self, cell):
@@ -152,14 +141,14 @@ class TestRecurrentCommunication:
 
 
 @layers
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
-def test_any_batch_shape(kind, batch):
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (2, 1), (2, 64)])
+def test_any_batch_shape_and_number_of_agents(kind, shape):
     layer = make(kind)
-    x = torch.randn(*batch, 4, FEATURES, dtype=torch.float64)
+    x = torch.randn(*shape, FEATURES, dtype=torch.float64)
     out = layer(x)
-    assert out.shape == (*batch, 4, layer.out_features)
-    if batch == (2, 3):
-        torch.testing.assert_close(out[1, 2], layer(x[1, 2]))
+    assert out.shape == (*shape, layer.out_features)
+    for team, alone in zip(x.reshape(-1, *x.shape[-2:]), out.reshape(-1, *out.shape[-2:])):
+        torch.testing.assert_close(layer(team), alone)
 
 
 @layers
@@ -192,13 +181,6 @@ def test_a_masked_team_is_the_team_without_the_absent(kind):
 
 
 @layers
-def test_everybody_present_is_no_mask(kind):
-    layer = make(kind)
-    x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
-    torch.testing.assert_close(layer(x, torch.ones(3, 4, dtype=torch.bool)), layer(x))
-
-
-@layers
 def test_who_hears_whom(kind):
     layer = make(kind)
     x = torch.randn(4, FEATURES, dtype=torch.float64)
@@ -212,13 +194,6 @@ def test_who_hears_whom(kind):
     assert torch.equal(influence, expected)
 
 
-@layers
-@pytest.mark.parametrize("n_agents", [1, 3, 5, 64])
-def test_the_same_weights_run_on_any_number_of_agents(kind, n_agents):
-    layer = make(kind)
-    assert layer(torch.randn(2, n_agents, FEATURES, dtype=torch.float64)).shape == (2, n_agents, layer.out_features)
-
-
 def test_mean_is_that_of_the_others_by_hand():
     layer = MeanCommunication(1, 1)
     with torch.no_grad():
@@ -227,6 +202,17 @@ def test_mean_is_that_of_the_others_by_hand():
     x = torch.tensor([[1.0], [2.0], [6.0]])
     # 2 x + 0.5 + 10 * (4, 3.5, 1.5)
     torch.testing.assert_close(layer(x), torch.tensor([[42.5], [39.5], [27.5]]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_torchs_multi_head_attention(masked):
+    layer, reference = AttentionCommunication(12, 12, num_heads=3), nn.MultiheadAttention(12, 3, batch_first=True)
+    reference.load_state_dict(dict(zip(reference.state_dict(), layer.state_dict().values())))
+    x = torch.randn(2, 4, 12)
+    mask = torch.tensor([[True, False, True, True], [True, False, False, False]]) if masked else None
+    expected, _ = reference(x, x, x, key_padding_mask=None if mask is None else ~mask)
+    present = ... if mask is None else mask
+    torch.testing.assert_close(layer(x, mask)[present], expected[present])
 
 
 def test_equal_observations_are_told_apart_by_recurrence_only():
@@ -238,19 +224,18 @@ def test_equal_observations_are_told_apart_by_recurrence_only():
 
 
 @layers
-def test_misuse_names_what_was_found_and_expected(kind):
+def test_another_shape_and_another_mask_are_refused(kind):
     layer = make(kind)
     x = torch.randn(3, 4, FEATURES, dtype=torch.float64)
     with pytest.raises(ValueError, match=rf"\(\*B, N, {FEATURES}\) with the agents on dimension -2, found \(3, 5, 4\)"):
         layer(x.mT)
     with pytest.raises(ValueError, match="dimension -2, found"):
         layer(x[0, 0])
+    with pytest.raises(ValueError, match="dimension -2, found"):
+        layer(x[:, :0])
     with pytest.raises(TypeError, match=r"must be boolean .* found torch.float32"):
         layer(x, torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"shape \(3, 4\) .* found \(4,\)"):
         layer(x, torch.ones(4, dtype=torch.bool))
-
-
-def test_attention_heads_must_divide_the_output():
-    with pytest.raises(ValueError, match="multiple of num_heads, found 6 and 4"):
-        AttentionCommunication(3, 6)
+    with pytest.raises(TypeError, match=r"must be boolean .* found list"):
+        layer(x, [[True] * 4] * 3)

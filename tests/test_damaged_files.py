@@ -299,9 +299,9 @@ def test_a_damaged_metric_is_refused_by_its_line_and_a_whole_one_read(run_folder
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = Run(Run.create(tmp_path_factory.mktemp("around") / "run", {}), total_frames=9)
-    yield run
-    run.close()
+    with Run(tmp_path_factory.mktemp("around") / "run", {}) as run:
+        run.start({}, total_frames=9)
+        yield run
 
 
 @settings(SETTINGS)
@@ -313,10 +313,10 @@ def run(tmp_path_factory):
 def test_metrics_of_a_checkpoint_stay_in_the_run_folder(run, name, rows):
     run.metrics.clear()
     run.metrics.update({name: rows})
-    said = message(CheckpointError, run.rewind, 1)
+    said = message(CheckpointError, run._rewind)
     assert said is None or "damaged" in said
     outside = [path for path in run.folder.parent.rglob("*") if run.folder / "scalars" not in (path, *path.parents)]
-    assert sorted(outside) == [run.folder, run.folder / "run.json"]
+    assert sorted(outside) == [run.folder, run.folder / ".lock", run.folder / "run.json"]
 
 
 @settings(SETTINGS)

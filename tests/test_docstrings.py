@@ -10,7 +10,8 @@ import torch
 import torchrl_bicnet
 from torchrl_bicnet import analysis, rendering, runs
 
-PUBLIC = {name: getattr(wing, name) for wing in (torchrl_bicnet, analysis, rendering, runs) for name in wing.__all__}
+WINGS = (torchrl_bicnet, analysis, rendering, runs)
+PUBLIC = {name: getattr(wing, name) for wing in WINGS for name in wing.__all__ if not name.isupper()}  # no constants
 MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(torchrl_bicnet.__path__, f"{torchrl_bicnet.__name__}.")

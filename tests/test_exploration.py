@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.collectors import Collector
-from torchrl.data import Bounded, Categorical, Composite
+from torchrl.data import Bounded, Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from tests.test_modules import random_bounds
@@ -35,7 +35,7 @@ def explore(noise, td):
 
 
 def process(noise, n_steps, *shape, restarts=None):
-    """What is added to the action over time, (n_steps, *shape), from an episode's start; restarts: time -> is_init."""
+    """The noise added over time, (n_steps, *shape), from the start of an episode; restarts: time -> is_init."""
     td = data(*shape, is_init=True)
     added = []
     for step in range(n_steps):
@@ -291,21 +291,6 @@ class TestCollector:
         assert not any("exploration_noise" in key for key in Collected().batch["next"].keys(True, True))
 
 
-def test_rollouts_across_resets():
-    torch.manual_seed(0)
-    env = make_vmas_env("navigation", 50, max_steps=7, seed=0, n_agents=3)
-    actor = BiCNetActor.from_env(env, **SMALL)
-    noise = ExplorationNoise(actor.spec, sigma=(0.1, 0.5), correlation=0.9)
-    with set_exploration_type(ExplorationType.RANDOM):
-        td = env.rollout(14, TensorDictSequential(actor, noise), break_when_any_done=False)
-    state, starts = td[STATE], td["is_init"].squeeze(-1)
-    assert starts[:, 7].any()
-    assert correlation(state[:, 6][starts[:, 7]], state[:, 7][starts[:, 7]]) == pytest.approx(0, abs=0.25)
-    for step in (3, 10):
-        goes_on = ~starts[:, step]
-        assert correlation(state[:, step - 1][goes_on], state[:, step][goes_on]) == pytest.approx(0.9, abs=0.06)
-
-
 def test_nothing_waits_for_the_device():
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -323,49 +308,18 @@ def test_nothing_waits_for_the_device():
         assert not [name for name in names if blocking in name]
 
 
-class TestMisuse:
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"sigma": -0.1}, ValueError, "sigma must be .* found -0.1"),
-            ({"sigma": (0.5, 0.1)}, ValueError, r"sigma must be .* found \(0.5, 0.1\)"),
-            ({"sigma": float("nan")}, ValueError, "sigma must be .* found nan"),
-            ({"sigma": (0.1, float("inf"))}, ValueError, "sigma must be .* found"),
-            ({"sigma": (0.1, 0.2, 0.3)}, ValueError, r"sigma must be .* found \(0.1, 0.2, 0.3\)"),
-            ({"correlation": 1.0}, ValueError, "correlation must be at least 0 and below 1, found 1.0"),
-            ({"correlation": -0.1}, ValueError, "correlation must be at least 0 and below 1, found -0.1"),
-            ({"end_factor": 1.1}, ValueError, "end_factor must be between 0 and 1, found 1.1"),
-            ({"annealing_num_steps": 0}, ValueError, "annealing_num_steps must be at least 1, found 0"),
-            ({"action_key": "move"}, KeyError, "No action spec at 'move'; the Composite holds"),
-        ],
-        ids=str,
-    )
-    def test_options(self, options, error, message):
-        with pytest.raises(error, match=message):
-            ExplorationNoise(spec(3, 2), **{"sigma": 0.1, **options})
-
-    def test_specs(self):
-        with pytest.raises(TypeError, match=r"Expected a Composite .* such as actor.spec"):
-            ExplorationNoise(Bounded(-1.0, 1.0, (3, 2)), sigma=0.1)
-        with pytest.raises(TypeError, match="expected a Bounded spec"):
-            ExplorationNoise(Composite({"action": Categorical(5, (3,))}), sigma=0.1)
-        two = Composite({"a": Bounded(-1.0, 1.0, (3, 2)), "b": Bounded(-1.0, 1.0, (3, 2))})
-        with pytest.raises(ValueError, match=r"one action, or action_key= .*\['a', 'b'\]"):
-            ExplorationNoise(two, sigma=0.1)
-
-    def test_entries(self):
-        noise = ExplorationNoise(spec(3, 2), sigma=0.1, correlation=0.5)
-        with pytest.raises(KeyError, match=r'needs "is_init", which was not found: append torchrl.envs.InitTracker'):
-            explore(noise, data(4, 3, 2).exclude("is_init"))
-        explore(ExplorationNoise(spec(3, 2), sigma=0.1), data(4, 3, 2).exclude("is_init"))
-        with pytest.raises(ValueError, match=r'"is_init" of shape \(4, 1\) .* found \(4, 3, 1\)'):
-            explore(noise, data(4, 3, 2).set("is_init", torch.zeros(4, 3, 1, dtype=torch.bool)))
-        with pytest.raises(KeyError, match=r"No action was found at .* behind the actor"):
-            explore(noise, data(4, 3, 2).exclude(("agents", "action")))
-        with pytest.raises(ValueError, match=r"ends in that of the bounds, \(2,\), found \(4, 3, 5\)"):
-            explore(noise, data(4, 3, 5))
-        noise = ExplorationNoise(spec(3, 2), sigma=0.1, mask_key=("agents", "mask"))
-        with pytest.raises(KeyError, match="No mask of the agents present"):
-            explore(noise, data(4, 3, 2))
-        with pytest.raises(TypeError, match="must be boolean"):
-            explore(noise, data(4, 3, 2).set(("agents", "mask"), torch.ones(4, 3)))
+def test_entries_that_are_missing_or_of_another_shape():
+    noise = ExplorationNoise(spec(3, 2), sigma=0.1, correlation=0.5)
+    with pytest.raises(KeyError, match=r'needs "is_init", which was not found: append torchrl.envs.InitTracker'):
+        explore(noise, data(4, 3, 2).exclude("is_init"))
+    with pytest.raises(ValueError, match=r'"is_init" of shape \(4, 1\) .* found \(4, 3, 1\)'):
+        explore(noise, data(4, 3, 2).set("is_init", torch.zeros(4, 3, 1, dtype=torch.bool)))
+    with pytest.raises(KeyError, match='key "action" not found'):
+        explore(noise, data(4, 3, 2).exclude(("agents", "action")))
+    with pytest.raises(ValueError, match=r"ends in that of the bounds, \(2,\), found \(4, 3, 5\)"):
+        explore(noise, data(4, 3, 5))
+    masked = ExplorationNoise(spec(3, 2), sigma=0.1, mask_key=("agents", "mask"))
+    with pytest.raises(KeyError, match='key "mask" not found'):
+        explore(masked, data(4, 3, 2))
+    with pytest.raises(TypeError, match="must be boolean"):
+        explore(masked, data(4, 3, 2).set(("agents", "mask"), torch.ones(4, 3)))

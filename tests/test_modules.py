@@ -5,11 +5,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule, OrnsteinUhlenbeckProcessModule
 
-from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_vmas_env
+from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, NoCommunication, make_vmas_env
 
 SMALL = {"hidden_size": 8, "num_cells": (12,)}
 UNIT = Bounded(-1.0, 1.0, (3, 2))
@@ -53,8 +54,6 @@ class TestActor:
             3,
             2,
         )
-        with pytest.raises(ValueError, match="two keys"):
-            BiCNetActor(5, UNIT, out_keys=["action"])
 
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("per_agent", [False, True])
@@ -103,11 +102,28 @@ class TestActor:
         other.load_state_dict(actor.state_dict())
         td = data(n_agents=7)
         torch.testing.assert_close(other(td.clone())["agents", "action"], actor(td.clone())["agents", "action"])
-        low = torch.tensor([[-1.0, -1.0], [-1.0, -2.0], [-1.0, -1.0]])
-        different = BiCNetActor(5, Bounded(low, torch.ones(3, 2)), **SMALL)
-        assert different(data())["agents", "action"].shape == (4, 3, 2)
-        with pytest.raises(ValueError, match=r"differ over agents and have shape \(3, 2\).*\(4, 7, 2\)"):
-            different(td)
+        lower = torch.tensor([[-1.0, -1.0], [-1.0, -2.0], [-1.0, -1.0]])
+        for low, high in ((lower, torch.ones(3, 2)), (-torch.ones(3, 2), -lower)):
+            different = BiCNetActor(5, Bounded(low, high), **SMALL)
+            assert different(data())["agents", "action"].shape == (4, 3, 2)
+            with pytest.raises(ValueError, match=r"differ over agents and have shape \(3, 2\).*\(4, 7, 2\)"):
+                different(td)
+
+    def test_separate_parameters_take_the_number_of_agents_from_the_spec(self):
+        assert BiCNetActor(5, UNIT, share_params=False, **SMALL).module.net.n_agents == 3
+
+    @pytest.mark.parametrize(
+        ("spec", "error", "match"),
+        [
+            (Unbounded((3, 2)), TypeError, "expected a Bounded spec of a floating type, found Unbounded"),
+            (Bounded(0, 5, (3, 2), dtype=torch.int64), TypeError, "found .* of dtype torch.int64"),
+            (Bounded(-3e38, 3e38, (3, 2)), ValueError, "finite action bounds"),
+            (Bounded(torch.zeros(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]])), ValueError, "same action bounds in ever"),
+        ],
+    )
+    def test_action_specs_that_no_squashing_fits(self, spec, error, match):
+        with pytest.raises(error, match=match):
+            BiCNetActor(5, spec)
 
     def test_masks(self):
         torch.manual_seed(0)
@@ -129,32 +145,35 @@ class TestActor:
 
     def test_a_missing_mask_is_an_error_not_everybody(self):
         actor = BiCNetActor(5, UNIT, mask_key=("agents", "msk"), **SMALL)
-        with pytest.raises(KeyError, match=r"No mask .* found at mask_key=.*msk"):
+        with pytest.raises(KeyError, match='key "msk" not found'):
             actor(data(mask=torch.zeros(4, 3, dtype=torch.bool)))
 
-    def test_absent_slots_reach_no_net_of_ones_own(self):
-        class Net(nn.Linear):
-            def forward(self, observation, mask):
-                return super().forward(observation)
+    @pytest.mark.parametrize("base", [nn.Module, BiCNet])
+    def test_a_net_of_ones_own_may_know_nothing_of_absent_slots(self, base):
+        class Net(base):
+            def __init__(self):
+                nn.Module.__init__(self)
+                self.n_agent_inputs, self.n_agent_outputs = 5, 2
+                self.linear = nn.Linear(5, 2)
 
-        net = Net(5, 2)
+            def forward(self, observation, mask):
+                return self.linear(observation)
+
+        net = Net()
         mask = torch.tensor([[True, False, True]] * 4)
         td = data(mask=mask)
         td["agents", "observation"][~mask] = torch.nan
         BiCNetActor(5, UNIT, net=net, mask_key=("agents", "mask"))(td)["agents", "action"].sum().backward()
-        assert net.weight.grad.isfinite().all()
+        assert net.linear.weight.grad.isfinite().all()
+        for name in ("param", "action"):
+            assert (td["agents", name][~mask] == 0).all()
+            assert (td["agents", name][mask] != 0).all()
 
     def test_bounds_and_spec_are_where_the_net_is(self):
         actor = BiCNetActor(5, UNIT, device="meta", **SMALL)
         assert {tensor.device.type for tensor in actor.state_dict().values()} == {"meta"}
         assert actor.spec.device.type == "meta"
         assert BiCNetActor(5, UNIT, **SMALL).to("meta").spec["agents", "action"].device.type == "meta"
-
-    def test_keys_that_are_no_list(self):
-        with pytest.raises(TypeError, match=r"in_keys must be a list of keys, found \('agents', 'observation'\)"):
-            BiCNetActor(5, UNIT, in_keys=("agents", "observation"))
-        with pytest.raises(TypeError, match=r"in_keys must be a list of keys, found \[\]"):
-            BiCNetActor(5, UNIT, in_keys=[])
 
     def test_a_net_without_masks_is_called_without_one(self):
         class Net(nn.Module):
@@ -166,38 +185,9 @@ class TestActor:
         with pytest.raises(TypeError, match="mask"):
             masked(data(mask=torch.ones(4, 3, dtype=torch.bool)))
 
-    @pytest.mark.parametrize(
-        ("spec", "error", "match"),
-        [
-            (Categorical(5, shape=(3,)), TypeError, "expected a Bounded spec of a floating type, found Categorical"),
-            (Unbounded((3, 2)), TypeError, "found Unbounded"),
-            (Bounded(0, 5, (3, 2), dtype=torch.int64), TypeError, "found .* of dtype torch.int64"),
-            (Bounded(-1.0, torch.inf, (3, 2)), ValueError, "finite action bounds"),
-            (Bounded(-3e38, 3e38, (3, 2)), ValueError, "finite action bounds"),
-            (Bounded(-1.0, 1.0, (2,)), ValueError, r"\(\*B, N, a\), found \(2,\)"),
-            (Composite(other=UNIT), KeyError, r"No action spec at .*'agents', 'action'.* holds \['other'\]"),
-            (
-                Bounded(torch.tensor([[[-1.0]], [[-2.0]]]), torch.ones(2, 1, 1)),
-                ValueError,
-                "same action bounds in every",
-            ),
-        ],
-    )
-    def test_action_specs_that_do_not_fit(self, spec, error, match):
-        with pytest.raises(error, match=match):
-            BiCNetActor(5, spec)
-
     def test_a_net_of_another_action_size(self):
         with pytest.raises(ValueError, match=r"bounds have shape \(2,\), which .* \(4, 3, 5\) does not fit"):
             BiCNetActor(5, UNIT, net=nn.Identity())(data())
-
-    def test_misuse_of_net(self):
-        with pytest.raises(TypeError, match="takes no net options, found hidden_size, num_cells"):
-            BiCNetActor(5, UNIT, net=BiCNet(5, 2), **SMALL)
-        with pytest.raises(ValueError, match="net of 5 inputs and 2 outputs per agent, found one of 7 and 1"):
-            BiCNetActor(5, UNIT, net=BiCNet(7, 1))
-        with pytest.raises(TypeError, match="hiden_size"):
-            BiCNetActor(5, UNIT, hiden_size=3)
 
     @pytest.mark.parametrize("batch", [(), (4,)])
     @pytest.mark.parametrize("module", [AdditiveGaussianModule, OrnsteinUhlenbeckProcessModule])
@@ -248,15 +238,45 @@ class TestCritic:
         assert torch.equal(td["agents", "state_action_value"], clean)
         assert (clean[~mask] == 0).all()
 
-    def test_misuse(self):
-        with pytest.raises(TypeError, match="takes no net options, found communication"):
-            BiCNetCritic(5, 2, net=BiCNet(7, 1), communication="gru")
-        with pytest.raises(ValueError, match="one key"):
-            BiCNetCritic(5, 2, out_keys=["a", "b"])
-        td = data()
-        td["agents"] = TensorDict({"observation": torch.randn(4, 3, 5), "action": torch.randn(4, 2, 3)}, [4])
+    def test_inputs_that_do_not_fit_each_other(self):
+        td = TensorDict({"agents": {"observation": torch.randn(4, 3, 5), "action": torch.randn(4, 2, 3)}}, [4])
         with pytest.raises(ValueError, match=r"7 features in all, found \(4, 3, 5\), \(4, 2, 3\)"):
             BiCNetCritic(5, 2, **SMALL)(td)
+
+
+class Selections(TorchDispatchMode):
+    """Counts where an operation selects by a mask."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.where.self
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_selected_by_the_mask_twice():
+    class Net(nn.Module):
+        def forward(self, observation, mask=None):
+            return observation[..., :2]
+
+    class Layer(NoCommunication):
+        def forward(self, x, mask=None):
+            return x
+
+    def count(cls, *args, mask_key=("agents", "mask"), **options):
+        with Selections() as selections:
+            cls(5, *args, mask_key=mask_key, **options)(data(mask=torch.ones(4, 3, dtype=torch.bool)))
+        return selections.count
+
+    # The inputs, the layer's input and output, the net's output; the action
+    assert count(BiCNetCritic, 2, communication="mean", **SMALL) == 4
+    assert count(BiCNetActor, UNIT, communication="mean", **SMALL) == 5
+    # What the layer keeps as it is; what one of the user's own leaves
+    assert count(BiCNetCritic, 2, communication="none", **SMALL) == 3
+    assert count(BiCNetCritic, 2, communication=Layer(12), **SMALL) == 3
+    # A foreign net's input and output; the action
+    assert count(BiCNetActor, UNIT, net=Net()) == 3
+    assert count(BiCNetActor, UNIT, mask_key=None, **SMALL) == 0
 
 
 def modules():
@@ -317,6 +337,15 @@ class TestFromEnv:
         td = critic(actor(env.reset()))
         assert td["agents", "state_action_value"].shape == (2, 3, 1)
         assert actor.spec["agents", "action"] == env.full_action_spec["agents", "action"]
+
+    @pytest.mark.parametrize("cls", [BiCNetActor, BiCNetCritic])
+    def test_the_modules_are_where_the_environment_is(self, cls, monkeypatch):
+        env = make_vmas_env("navigation", 2, n_agents=3)
+        cls.from_env(env)  # the specs are built once
+        monkeypatch.setattr(type(env), "device", torch.device("meta"))
+        assert {tensor.device.type for tensor in cls.from_env(env).state_dict().values()} == {"meta"}
+        cpu = cls.from_env(env, device="cpu")
+        assert {tensor.device.type for tensor in cpu.state_dict().values()} == {"cpu"}
 
     def test_separate_parameters_take_the_number_of_agents_from_the_env(self):
         env = make_vmas_env("navigation", 2, n_agents=3)

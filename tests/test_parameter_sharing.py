@@ -1,4 +1,4 @@
-"""What examples/parameter_sharing.py and the README say about parameter sharing, beside what they print."""
+"""The claims of examples/parameter_sharing.py and the README about parameter sharing, and what the script prints."""
 
 import re
 

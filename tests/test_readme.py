@@ -3,16 +3,13 @@
 import json
 import re
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from torchrl.envs import EnvBase
 
-from examples.train_vmas import train
-from tests.test_examples import QUICK
-from torchrl_bicnet import Run
+from tests import quick
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_code_blocks_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    train(QUICK, Run.create("runs/first", asdict(QUICK)))
+    quick.run(tmp_path / "runs", "first")
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
@@ -30,14 +27,13 @@ def test_code_blocks_run_as_written(tmp_path, monkeypatch):
     assert len(namespace["buffer"]) == 960
     assert namespace["losses"].isfinite().all()
     assert namespace["evaluation"].returns["agents"].shape == (32, 4)
-    td = namespace["actor"](namespace["env"].reset())
-    assert td["agents", "action"].shape == (32, 4, 2)
 
 
 def test_a_layer_of_ones_own_is_masked_as_promised():
     namespace = {}
     exec("import torch\nfrom torchrl.data import Bounded\nfrom torchrl_bicnet import BiCNetActor", namespace)
-    exec(next(block for block in BLOCKS if "class LoudestAgent" in block), namespace)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guide.md").read_text(), re.S)
+    exec(next(block for block in blocks if "class LoudestAgent" in block), namespace)
     net = namespace["net"]
     x = torch.randn(2, 3, 18)
     mask = torch.tensor([[True, False, True], [False, False, False]])
@@ -52,8 +48,9 @@ def test_commands():
     commands = re.findall(r"^pip install -c constraints.txt -e '\.\[\w+\]' && (.*)$", README, re.M)
     assert commands == ["python examples/train_vmas.py", "pytest"]
     assert (ROOT / "examples/train_vmas.py").exists()
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / link.split("#")[0]).exists(), link
+    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!http|#)([^)]+)\)", page.read_text()):
+            assert (page.parent / link.split("#")[0]).exists(), (page, link)
 
 
 def test_numbers_are_those_of_the_committed_results():
@@ -77,7 +74,8 @@ def test_numbers_are_those_of_the_committed_results():
 
 def test_speeds_are_those_of_the_committed_results():
     results = json.loads((ROOT / "benchmarks/results/ratios/cpu.json").read_text())
-    rows, lines = [], " ".join(README.split())
+    speed = (ROOT / "docs/speed.md").read_text()
+    rows, lines = [], " ".join(speed.split())
     questions = {"partial_reset": "reset 5% of", "step": "step", "collection": "collect with BiCNet from"}
     for section, what in questions.items():
         for cell in results[section]:
@@ -87,7 +85,7 @@ def test_speeds_are_those_of_the_committed_results():
             ratio = cell["per_second"]["ours"] / cell["per_second"]["VmasEnv"]
             rows.append(f"| {what} `{cell['scenario']}` | {cell['num_envs']} | {ratio:.2f} |")
     assert len(rows) == 10
-    assert "\n".join(rows) in README
+    assert "\n".join(rows) in speed
     assert f"medians of {results['about']['options']['repeats']} turns" in lines
     bare = {cell["scenario"]: cell["ratios"]["ours / bare loop"] for cell in results["collection"]}
     assert f"{bare['navigation']:.2f} and {bare['simple_spread']:.2f} of the frames per second" in lines

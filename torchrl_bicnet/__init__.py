@@ -21,7 +21,7 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
-from torchrl_bicnet.runs import Checkpoints, CollectorState, Run
+from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "Run",
     "evaluate",
     "load_plain_bicnet",
+    "load_run",
     "make_ddpg_loss",
     "make_vmas_env",
     "paired_difference",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_bicnet.checks import check_integer, check_key, check_number
+from torchrl_bicnet.checks import check_integer, check_type
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.specs import action_bounds, action_leaf
 
@@ -57,16 +57,6 @@ class ExplorationNoise(TensorDictModuleBase):
           :func:`~torchrl_bicnet.make_vmas_env` write it
         - ``"exploration_noise"``: ``(*B, N, a)``
 
-    Raises:
-        TypeError: for a spec that is not a Composite or whose action is not Bounded and of floating point, an option of
-            another type, or (in forward) an action that is not of floating point or a mask or ``"is_init"`` that is not
-            boolean.
-        ValueError: for bounds that are not finite or differ over the batch, several actions without ``action_key``, an
-            option outside its range, or (in forward) an action, ``"is_init"``, ``"exploration_noise"`` or mask of
-            another shape, or an action on another device than the bounds.
-        KeyError: if the spec holds no action at ``action_key``, or (in forward) if there is no action, no mask at
-            ``mask_key`` or, with a correlation, no ``"is_init"``.
-
     References: Li et al., *Parallel Q-Learning*, 2023, https://arxiv.org/abs/2307.12983, for a scale per environment;
     Lillicrap et al., *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971,
     section 7, for noise correlated in time.
@@ -102,15 +92,11 @@ class ExplorationNoise(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self.sigma = _range(sigma)
-        check_number("correlation", correlation)
-        check_number("end_factor", end_factor)
         check_integer("annealing_num_steps", annealing_num_steps)
         if not 0 <= correlation < 1:
             raise ValueError(f"correlation must be at least 0 and below 1, found {correlation}.")
         if not 0 <= end_factor <= 1:
             raise ValueError(f"end_factor must be between 0 and 1, found {end_factor}.")
-        if mask_key is not None:
-            check_key("mask_key", mask_key)
         self.correlation = correlation
         self.end_factor = end_factor
         self.annealing_num_steps = annealing_num_steps
@@ -132,7 +118,7 @@ class ExplorationNoise(TensorDictModuleBase):
 
     @property
     def factor(self) -> Tensor:
-        """What the annealing multiplies ``sigma`` by, of shape ``()``."""
+        """The annealing's factor on ``sigma``, of shape ``()``."""
         return 1 - (1 - self.end_factor) * (self.n_steps / self.annealing_num_steps).clamp(max=1)
 
     def step(self) -> None:
@@ -140,9 +126,7 @@ class ExplorationNoise(TensorDictModuleBase):
         self.n_steps.add_(1)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get(self.action_key)
-        if action is None:
-            raise KeyError(f"No action was found at {self.action_key!r}; the noise goes behind the actor.")
+        action = tensordict[self.action_key]
         if exploration_type() is not ExplorationType.RANDOM:
             if self.correlation:
                 # Written here too: collectors learn by a call outside exploration which keys a policy writes.
@@ -153,15 +137,7 @@ class ExplorationNoise(TensorDictModuleBase):
                 f"Expected an action of shape (*B, N, a) that ends in that of the bounds, {tuple(self.low.shape)}, "
                 f"found {tuple(action.shape)}."
             )
-        if not action.is_floating_point():
-            raise TypeError(f"Expected an action of floating point, found {action.dtype}.")
-        if action.device != self.low.device:
-            raise ValueError(f"Expected an action on {self.low.device}, where the bounds are, found {action.device}.")
-        mask = None
-        if self.mask_key is not None:
-            mask = tensordict.get(self.mask_key)
-            if mask is None:
-                raise KeyError(f"No mask of the agents present was found at mask_key={self.mask_key!r}.")
+        mask = None if self.mask_key is None else tensordict[self.mask_key]
         noise = torch.randn_like(action)
         if self.correlation:
             noise = mask_absent(self._continue(tensordict, noise), mask)
@@ -183,16 +159,9 @@ class ExplorationNoise(TensorDictModuleBase):
                 f'Expected "is_init" of shape {(*fresh.shape[:-2], 1)} for an action of shape {tuple(fresh.shape)}, '
                 f"found {tuple(is_init.shape)}."
             )
-        if is_init.dtype is not torch.bool:
-            raise TypeError(f'"is_init" must be boolean, found {is_init.dtype}.')
         previous = tensordict.get(self.state_key)
         if previous is None:
             return fresh
-        if previous.shape != fresh.shape:
-            raise ValueError(
-                f"Expected {self.state_key!r} of shape {tuple(fresh.shape)}, that of the action, found "
-                f"{tuple(previous.shape)}."
-            )
         following = self.correlation * previous + math.sqrt(1 - self.correlation**2) * fresh
         return torch.where(is_init.unsqueeze(-1) | (previous == 0), fresh, following)
 
@@ -207,19 +176,17 @@ class ExplorationNoise(TensorDictModuleBase):
 
 
 def _range(sigma: float | tuple[float, float]) -> tuple[float, float]:
-    pair = sigma if isinstance(sigma, Sequence) and not isinstance(sigma, str) else (sigma, sigma)
-    for value in pair:
-        check_number("sigma", value)
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] < math.inf:
+    if isinstance(sigma, Sequence) and len(sigma) != 2:
         raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma!r}.")
-    return float(pair[0]), float(pair[1])
+    low, high = sigma if isinstance(sigma, Sequence) else (sigma, sigma)
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"sigma must be a finite number or a pair with 0 <= low <= high, found {sigma!r}.")
+    return float(low), float(high)
 
 
 def _action_key(spec: Composite, action_key: NestedKey | None) -> NestedKey:
-    if not isinstance(spec, Composite):
-        raise TypeError(f"Expected a Composite that holds the action spec, such as actor.spec, found {spec!r}.")
+    check_type("spec", spec, Composite, "a Composite that holds the action spec, such as actor.spec")
     if action_key is not None:
-        check_key("action_key", action_key)
         return unravel_key(action_key)
     keys = list(spec.keys(True, True))
     if len(keys) != 1:

@@ -1,4 +1,4 @@
-"""BiCNet's actor and critic: which keys the plain nets read and write, and the specs they keep to."""
+"""BiCNet's actor and critic as TensorDict modules: the keys of the plain nets, the action bounds and the mask."""
 
 from __future__ import annotations
 
@@ -13,46 +13,34 @@ from torchrl.envs import EnvBase
 from torchrl_bicnet.checks import check_integer, check_key, check_type
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.net import BiCNet
-from torchrl_bicnet.specs import _size, action_bounds, action_leaf, find_group
+from torchrl_bicnet.specs import action_bounds, action_leaf, agent_spec, find_group
 
 
 class _MaskedNet(nn.Module):
-    """``(*inputs[, mask]) -> net(*inputs[, mask=mask])``: the module's last tensor is the net's keyword."""
+    """A net whose mask is the last positional input: ``(*inputs[, mask]) -> net(*inputs[, mask=mask])``."""
 
-    def __init__(self, net: nn.Module, in_keys: list[NestedKey], mask_key: NestedKey | None) -> None:
+    def __init__(self, net: nn.Module, masked: bool) -> None:
         super().__init__()
         self.net = net
-        self.in_keys = in_keys
-        self.mask_key = mask_key
+        self.masked = masked
 
     def forward(self, *tensors: Tensor) -> Any:
-        inputs, mask = self.split(tensors)
-        if mask is None:
-            return self.net(*inputs)
+        if not self.masked:
+            return self.net(*tensors)
+        *inputs, mask = tensors
+        if type(self.net) is BiCNet:  # masks by itself
+            return self.net(*inputs, mask=mask)
         return mask_absent(self.net(*(mask_absent(x, mask) for x in inputs), mask=mask), mask)
-
-    def split(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        # TensorDictModule passes None for a missing entry; as a mask it would mean that everybody is present.
-        missing = [key for key, tensor in zip(self.in_keys, tensors) if tensor is None]
-        if missing:
-            raise KeyError(f"No entry was found at {missing}.")
-        if self.mask_key is None:
-            return tensors, None
-        if tensors[-1] is None:
-            raise KeyError(f"No mask of the agents present was found at mask_key={self.mask_key!r}.")
-        return tensors[:-1], tensors[-1]
 
 
 class _BoundedAction(_MaskedNet):
-    """``(*inputs[, mask]) -> param, action``: the net's output and the same squashed into the bounds."""
+    """The net's output and the same squashed into the bounds: ``(*inputs[, mask]) -> param, action``."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(
-        self, net: nn.Module, in_keys: list[NestedKey], mask_key: NestedKey | None, low: Tensor, high: Tensor
-    ) -> None:
-        super().__init__(net, in_keys, mask_key)
+    def __init__(self, net: nn.Module, masked: bool, low: Tensor, high: Tensor) -> None:
+        super().__init__(net, masked)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
@@ -65,13 +53,13 @@ class _BoundedAction(_MaskedNet):
             )
         # An overflow inside the net is the middle of the bounds here; `param` still shows it.
         fraction = (param.tanh().nan_to_num() + 1) / 2
-        action = self.low + (self.high - self.low) * fraction
-        # Rounding leaves the bounds in a fifth of all cases.
-        return param, mask_absent(action.clamp(self.low, self.high), self.split(tensors)[1])
+        # Clamped, since `low + (high - low) * fraction` may round outside the bounds.
+        action = (self.low + (self.high - self.low) * fraction).clamp(self.low, self.high)
+        return param, mask_absent(action, tensors[-1] if self.masked else None)
 
 
 class _AgentModule(TensorDictModule):
-    """What the actor and the critic share: a group of agents, and the mask of those present."""
+    """The net of a group of agents, with the mask of those present as its last entry."""
 
     def __init__(
         self,
@@ -82,25 +70,10 @@ class _AgentModule(TensorDictModule):
         mask_key: NestedKey | None,
     ) -> None:
         mask_keys = [] if mask_key is None else [mask_key]
-        super().__init__(module, in_keys=[*in_keys, *mask_keys], out_keys=out_keys)
+        # Strict: a missing mask would otherwise arrive as None, which means that everybody is present.
+        super().__init__(module, in_keys=[*in_keys, *mask_keys], out_keys=out_keys, strict=True)
         self.group = unravel_key(group)
         self.mask_key = None if mask_key is None else unravel_key(mask_key)
-
-    @staticmethod
-    def _make_net(
-        net: nn.Module | None, n_agent_inputs: int, n_agent_outputs: int, net_options: dict[str, Any]
-    ) -> nn.Module:
-        check_type("net", net, (nn.Module, type(None)), "a module or None")
-        if net is None:
-            return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
-        if net_options:
-            raise TypeError(f"net= is used as it is and takes no net options, found {', '.join(sorted(net_options))}.")
-        if isinstance(net, BiCNet) and (net.n_agent_inputs, net.n_agent_outputs) != (n_agent_inputs, n_agent_outputs):
-            raise ValueError(
-                f"Expected a net of {n_agent_inputs} inputs and {n_agent_outputs} outputs per agent, found one of "
-                f"{net.n_agent_inputs} and {net.n_agent_outputs}."
-            )
-        return net
 
 
 class BiCNetActor(_AgentModule):
@@ -133,16 +106,6 @@ class BiCNetActor(_AgentModule):
     Attributes:
         spec (Composite): the action spec at the action's key, which TorchRL's exploration modules take.
 
-    Raises:
-        TypeError: for an action spec that is not Bounded and of floating point, ``net=`` with net options, an unknown
-            net option, an argument of another type, or (in forward) inputs of another type than the parameters' or a
-            mask that is not boolean.
-        KeyError: if a Composite holds no action spec at the action's key, or (in forward) if there is no entry at one
-            of ``in_keys`` or no mask at ``mask_key``.
-        ValueError: for bounds that are not finite, that differ over the batch or that do not fit the net's output
-            (bounds that differ over the agents on another number of agents); for an option out of its range; for
-            inputs of another shape or on another device.
-
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
     Example:
@@ -169,19 +132,17 @@ class BiCNetActor(_AgentModule):
         out_keys: list[NestedKey] | None = None,
         **net_options: Any,
     ) -> None:
-        check_integer("n_agent_inputs", n_agent_inputs)
-        _check_keys(group, mask_key, in_keys, out_keys)
-        in_keys = [unravel_key((group, "observation"))] if in_keys is None else in_keys
-        out_keys = [unravel_key((group, "param")), unravel_key((group, "action"))] if out_keys is None else out_keys
+        in_keys = _keys("in_keys", in_keys, group, "observation")
+        out_keys = _keys("out_keys", out_keys, group, "param", "action")
         if len(out_keys) != 2:
             raise ValueError(f"The actor writes two keys, its net's output and the action, found out_keys={out_keys}.")
         leaf = action_leaf(action_spec, out_keys[1])
         low, high = action_bounds(leaf)
         if not net_options.get("share_params", True):
             net_options.setdefault("n_agents", leaf.shape[-2])
+        net = _make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
         device = net_options.get("device")
-        net = self._make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
-        module = _BoundedAction(net, in_keys, mask_key, low.to(device), high.to(device))
+        module = _BoundedAction(net, mask_key is not None, low.to(device), high.to(device))
         super().__init__(module, in_keys, out_keys, group, mask_key)
         self._spec = Composite({out_keys[1]: leaf.clone()}, shape=leaf.shape[:-2])
 
@@ -201,28 +162,18 @@ class BiCNetActor(_AgentModule):
             group (NestedKey, optional): the group. ``None``: the only one.
             **kwargs: anything the constructor takes; ``device`` defaults to the environment's.
 
-        Raises:
-            ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
-                have different observation or action sizes.
-            KeyError: if the environment has no such entries.
-            TypeError: for an environment or keys of another type.
-
         Example:
             >>> from torchrl_bicnet import make_vmas_env
             >>> env = make_vmas_env("navigation", num_envs=2, n_agents=3)
-            >>> actor = BiCNetActor.from_env(env)
-            >>> env.rollout(5, actor)["agents", "action"].shape
-            torch.Size([2, 5, 3, 2])
+            >>> actor, critic = BiCNetActor.from_env(env), BiCNetCritic.from_env(env)
+            >>> critic(actor(env.reset()))["agents", "state_action_value"].shape
+            torch.Size([2, 3, 1])
         """
         group = find_group(env, group)
-        _check_keys(group, kwargs.get("mask_key"), kwargs.get("in_keys"), kwargs.get("out_keys"))
-        observations = _given(kwargs, "in_keys", [unravel_key((group, "observation"))])
-        action = _given(kwargs, "out_keys", [unravel_key((group, "action"))])[-1]
-        n_agent_inputs = sum(_size(env, key) for key in observations)
-        _size(env, action)
-        if "net" not in kwargs:
-            kwargs.setdefault("device", env.device)
-        return cls(n_agent_inputs, env.full_action_spec[action], group=group, **kwargs)
+        observations = _keys("in_keys", kwargs.get("in_keys"), group, "observation")
+        action = _keys("out_keys", kwargs.get("out_keys"), group, "param", "action")[-1]
+        n_agent_inputs, action_spec = _read_env(env, observations, action, kwargs)
+        return cls(n_agent_inputs, action_spec, group=group, **kwargs)
 
 
 class BiCNetCritic(_AgentModule):
@@ -244,12 +195,6 @@ class BiCNetCritic(_AgentModule):
         in_keys (list of NestedKey, optional): defaults to ``[(group, "observation"), (group, "action")]``.
         out_keys (list of NestedKey, optional): defaults to ``[(group, "state_action_value")]``.
         **net_options: options of :class:`~torchrl_bicnet.BiCNet`.
-
-    Raises:
-        TypeError: for ``net=`` with net options, an unknown net option, an argument of another type, or (in forward)
-            inputs of another type than the parameters' or a mask that is not boolean.
-        KeyError: in forward, if there is no entry at one of ``in_keys`` or no mask at ``mask_key``.
-        ValueError: for an option out of its range, or (in forward) inputs of another shape or on another device.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
@@ -276,63 +221,55 @@ class BiCNetCritic(_AgentModule):
     ) -> None:
         check_integer("n_agent_inputs", n_agent_inputs)
         check_integer("n_agent_actions", n_agent_actions)
-        _check_keys(group, mask_key, in_keys, out_keys)
-        in_keys = [unravel_key((group, "observation")), unravel_key((group, "action"))] if in_keys is None else in_keys
-        out_keys = [unravel_key((group, "state_action_value"))] if out_keys is None else out_keys
+        in_keys = _keys("in_keys", in_keys, group, "observation", "action")
+        out_keys = _keys("out_keys", out_keys, group, "state_action_value")
         if len(out_keys) != 1:
             raise ValueError(f"The critic writes one key, the state-action value, found out_keys={out_keys}.")
-        net = self._make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
-        super().__init__(_MaskedNet(net, in_keys, mask_key), in_keys, out_keys, group, mask_key)
+        net = _make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
+        super().__init__(_MaskedNet(net, mask_key is not None), in_keys, out_keys, group, mask_key)
 
     @classmethod
     def from_env(cls, env: EnvBase, *, group: NestedKey | None = None, **kwargs: Any) -> BiCNetCritic:
-        """The critic of an environment's group of agents, sizes read from the specs.
-
-        Args:
-            env (EnvBase): a TorchRL environment with entries ``(group, "observation")`` and ``(group, "action")``.
-
-        Keyword Args:
-            group (NestedKey, optional): the group. ``None``: the only one.
-            **kwargs: anything the constructor takes; ``device`` defaults to the environment's.
-
-        Raises:
-            ValueError: if the group does not exist or, for ``None``, if there are several; if the agents of the group
-                have different observation or action sizes.
-            KeyError: if the environment has no such entries.
-            TypeError: for an environment or keys of another type.
-
-        Example:
-            >>> from torchrl_bicnet import make_vmas_env
-            >>> env = make_vmas_env("navigation", num_envs=2, n_agents=3)
-            >>> actor, critic = BiCNetActor.from_env(env), BiCNetCritic.from_env(env)
-            >>> critic(actor(env.reset()))["agents", "state_action_value"].shape
-            torch.Size([2, 3, 1])
-        """
+        """The critic of an environment's group of agents; see :meth:`~torchrl_bicnet.BiCNetActor.from_env`."""
         group = find_group(env, group)
-        _check_keys(group, kwargs.get("mask_key"), kwargs.get("in_keys"), kwargs.get("out_keys"))
-        both = [unravel_key((group, name)) for name in ("observation", "action")]
-        *observations, action = _given(kwargs, "in_keys", both)
-        n_agent_inputs = sum(_size(env, key) for key in observations)
-        n_agent_actions = _size(env, action)
-        if "net" not in kwargs:
-            kwargs.setdefault("device", env.device)
-        if not kwargs.get("share_params", True):
-            kwargs.setdefault("n_agents", env.full_action_spec[action].shape[-2])
-        return cls(n_agent_inputs, n_agent_actions, group=group, **kwargs)
+        *observations, action = _keys("in_keys", kwargs.get("in_keys"), group, "observation", "action")
+        n_agent_inputs, action_spec = _read_env(env, observations, action, kwargs)
+        return cls(n_agent_inputs, action_spec.shape[-1], group=group, **kwargs)
 
 
-def _check_keys(group: Any, mask_key: Any, in_keys: Any, out_keys: Any) -> None:
+def _keys(name: str, keys: list[NestedKey] | None, group: NestedKey, *entries: str) -> list[NestedKey]:
+    """The keys given, by default those of the group's entries."""
     check_key("group", group)
-    if mask_key is not None:
-        check_key("mask_key", mask_key)
-    for name, keys in (("in_keys", in_keys), ("out_keys", out_keys)):
-        if keys is None:
-            continue
-        if not isinstance(keys, list) or not keys:
-            raise TypeError(f"{name} must be a list of keys, found {keys!r}.")
-        for key in keys:
-            check_key(name, key)
+    if keys is None:
+        return [unravel_key((group, entry)) for entry in entries]
+    check_type(name, keys, list, "a list of keys")  # a tuple may be one key or several
+    return keys
 
 
-def _given(kwargs: dict[str, Any], name: str, default: list[NestedKey]) -> list[NestedKey]:
-    return default if kwargs.get(name) is None else kwargs[name]
+def _make_net(
+    net: nn.Module | None, n_agent_inputs: int, n_agent_outputs: int, net_options: dict[str, Any]
+) -> nn.Module:
+    if net is None:
+        return BiCNet(n_agent_inputs, n_agent_outputs, **net_options)
+    check_type("net", net, nn.Module, "a module or None")
+    if net_options:
+        raise TypeError(f"net= is used as it is and takes no net options, found {', '.join(sorted(net_options))}.")
+    if isinstance(net, BiCNet) and (net.n_agent_inputs, net.n_agent_outputs) != (n_agent_inputs, n_agent_outputs):
+        raise ValueError(
+            f"Expected a net of {n_agent_inputs} inputs and {n_agent_outputs} outputs per agent, found one of "
+            f"{net.n_agent_inputs} and {net.n_agent_outputs}."
+        )
+    return net
+
+
+def _read_env(
+    env: EnvBase, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
+) -> tuple[int, TensorSpec]:
+    """The size of an agent's observations and the action's spec; sets the device and team size of a new net."""
+    n_agent_inputs = sum(agent_spec(env, key).shape[-1] for key in observations)
+    action_spec = agent_spec(env, action)
+    if options.get("net") is None:
+        options.setdefault("device", env.device)
+        if not options.get("share_params", True):
+            options.setdefault("n_agents", action_spec.shape[-2])
+    return n_agent_inputs, action_spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.modules import MLP, MultiAgentMLP
 
-from torchrl_bicnet.checks import check_device, check_integer, check_like, check_type
+from torchrl_bicnet.checks import check_integer, check_type
 from torchrl_bicnet.communication.baselines import AttentionCommunication, MeanCommunication, NoCommunication
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.communication.recurrent import RecurrentCommunication
@@ -64,13 +65,6 @@ class BiCNet(nn.Module):
         - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
         - output: ``(*B, N, n_agent_outputs)``, zero for absent agents.
 
-    Raises:
-        ValueError: for a size below 1, an unknown communication or device, a ``skip`` beyond the inputs, a batch norm,
-            ``share_params=False`` without ``n_agents``; for inputs of another shape or on another device, or a mask
-            where a module given holds a batch norm.
-        TypeError: for an option of another type, a module that lacks the attributes named above, inputs that are no
-            tensors of the parameters' type, or a mask that is not boolean.
-
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     figure 1.
 
@@ -114,95 +108,61 @@ class BiCNet(nn.Module):
         check_integer("n_agent_inputs", n_agent_inputs)
         check_integer("n_agent_outputs", n_agent_outputs)
         check_integer("hidden_size", hidden_size)
-        check_type("skip", skip, int, "a bool or an integer")
-        check_type("share_params", share_params, bool, "a bool")
-        check_type("encoder", encoder, (nn.Module, type(None)), "a module or None")
-        check_type("decoder", decoder, (nn.Module, type(None)), "a module or None")
-        check_device(device)
-        for name, layer in (("norm_class", norm_class or nn.Identity), ("activation_class", activation_class)):
-            if not isinstance(layer, type) or not issubclass(layer, nn.Module):
-                raise TypeError(f"{name} must be a class of modules, found {layer!r}.")
-        self.n_agent_inputs = n_agent_inputs
-        self.n_agent_outputs = n_agent_outputs
-        # bool is an int: True is all features, not the first one.
-        self.n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
-        if not 0 <= self.n_skipped <= n_agent_inputs:
-            raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
-        if isinstance(num_cells, str) or not isinstance(num_cells, Sequence):
-            raise TypeError(f"num_cells must be a sequence of widths, such as (64,), found {num_cells!r}.")
+        check_type("num_cells", num_cells, Sequence, "a sequence of widths, such as (64,)")
         for width in num_cells:
             check_integer("num_cells", width)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            check_type(name, part, (nn.Module, type(None)), "a module or None")
+        for name, layer in (("norm_class", norm_class), ("activation_class", activation_class)):
+            check_type(name, layer, (type, type(None)), "a class of modules, such as nn.ReLU")
         if norm_class is nn.BatchNorm1d:
             raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
-        if not share_params and n_agents is None:
-            raise ValueError("share_params=False gives every agent slot its own networks and needs n_agents.")
-        if n_agents is not None:
-            check_integer("n_agents", n_agents)
+        if not share_params:  # every agent slot has networks of its own
+            check_integer("n_agents, with share_params=False,", n_agents)
+        self.n_agent_inputs = n_agent_inputs
+        self.n_agent_outputs = n_agent_outputs
         self.n_agents = None if share_params else n_agents
-
-        def mlp(in_features: int, out_features: int, num_cells: Sequence[int], activate_last_layer: bool) -> nn.Module:
-            widths = [*num_cells, out_features] if activate_last_layer else num_cells
-            options: dict[str, Any] = {
-                "num_cells": list(num_cells),
-                "depth": len(num_cells),
-                "activation_class": activation_class,
-                "norm_class": norm_class,
-                "norm_kwargs": [{"normalized_shape": width} for width in widths] if norm_class else None,
-                "activate_last_layer": activate_last_layer,
-                "device": device,
-            }
-            if share_params:
-                return MLP(in_features, out_features, **options)
-            return MultiAgentMLP(in_features, out_features, n_agents, centralized=False, share_params=False, **options)
-
-        # A module given may take inputs of another type than that of its parameters.
-        self._own_encoder = encoder is None
+        self.n_skipped = _count_skipped(skip, n_agent_inputs)
+        mlp = partial(
+            _mlp, n_agents=self.n_agents, activation_class=activation_class, norm_class=norm_class, device=device
+        )
         *encoder_cells, width = num_cells or (hidden_size,)
         if isinstance(communication, nn.Module):
             width = _features(communication, "in_features")
         elif encoder is not None:
             width = _features(encoder, "out_features")
-        self.encoder = mlp(n_agent_inputs, width, encoder_cells, True) if encoder is None else encoder
+        if encoder is None:
+            encoder = mlp(n_agent_inputs, width, encoder_cells, activate_last_layer=True)
         if not isinstance(communication, nn.Module):
             communication = _make_communication(communication, width, hidden_size, device)
-        self.communication = communication
-        decoder_inputs = _features(communication, "out_features") + self.n_skipped
-        self.decoder = mlp(decoder_inputs, n_agent_outputs, num_cells, False) if decoder is None else decoder
+        if decoder is None:
+            decoder = mlp(_features(communication, "out_features") + self.n_skipped, n_agent_outputs, num_cells)
+        self.encoder, self.communication, self.decoder = encoder, communication, decoder
         self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def forward(self, *inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None and self._has_batch_norm:
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
-        x = self._concatenate(inputs)
-        x = mask_absent(x, mask)
-        # Masked here too: a layer of the user's own may leave anything in the absent slots.
-        heard = mask_absent(self.communication(self.encoder(x), mask), mask)
+        x = mask_absent(self._concatenate(inputs), mask)
+        heard = self.communication(self.encoder(x), mask)
+        if type(self.communication) not in _LAYERS:  # one of the user's own may leave anything in the absent slots
+            heard = mask_absent(heard, mask)
         out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
         return mask_absent(out, mask)
 
     def _concatenate(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for x in inputs:
-            check_type("An input", x, Tensor, "a tensor")
         shapes = [tuple(x.shape) for x in inputs]
-        n_agents = "N" if self.n_agents is None else self.n_agents
         if (
             any(len(shape) < 2 or shape[:-1] != shapes[0][:-1] for shape in shapes)
             or sum(shape[-1] for shape in shapes) != self.n_agent_inputs
-            or shapes[0][-2] == 0
-            or (self.n_agents is not None and shapes[0][-2] != self.n_agents)
+            or self.n_agents not in (None, shapes[0][-2])
         ):
+            n_agents = "N" if self.n_agents is None else self.n_agents
             raise ValueError(
                 f"Expected inputs of shape (*B, {n_agents}, F) with the agents on dimension -2 and "
                 f"{self.n_agent_inputs} features in all, found {', '.join(map(str, shapes)) or 'no input'}."
             )
-        for x in inputs[1:]:
-            if x.device != inputs[0].device:
-                raise ValueError(f"Expected inputs on one device, found {inputs[0].device} and {x.device}.")
-        concatenated = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
-        weight = next(self.encoder.parameters(), None) if self._own_encoder else None
-        if weight is not None:
-            check_like(concatenated, weight)
-        return concatenated
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -214,6 +174,44 @@ class BiCNet(nn.Module):
                 f"reads up to {self._version}."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+_LAYERS = (RecurrentCommunication, MeanCommunication, AttentionCommunication, NoCommunication)
+
+
+def _mlp(
+    in_features: int,
+    out_features: int,
+    num_cells: Sequence[int],
+    activate_last_layer: bool = False,
+    *,
+    n_agents: int | None,
+    activation_class: type[nn.Module],
+    norm_class: type[nn.Module] | None,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """An MLP for all agents or, with ``n_agents``, one for each agent slot."""
+    widths = [*num_cells, out_features] if activate_last_layer else num_cells
+    options: dict[str, Any] = {
+        "num_cells": list(num_cells),
+        "depth": len(num_cells),
+        "activation_class": activation_class,
+        "norm_class": norm_class,
+        "norm_kwargs": [{"normalized_shape": width} for width in widths] if norm_class else None,
+        "activate_last_layer": activate_last_layer,
+        "device": device,
+    }
+    if n_agents is None:
+        return MLP(in_features, out_features, **options)
+    return MultiAgentMLP(in_features, out_features, n_agents, centralized=False, share_params=False, **options)
+
+
+def _count_skipped(skip: bool | int, n_agent_inputs: int) -> int:
+    # bool is an int: True is all features, not the first one.
+    n_skipped = n_agent_inputs * skip if isinstance(skip, bool) else skip
+    if not 0 <= n_skipped <= n_agent_inputs:
+        raise ValueError(f"skip must be a bool or between 0 and n_agent_inputs={n_agent_inputs}, found {skip}.")
+    return n_skipped
 
 
 def _features(module: nn.Module, name: Literal["in_features", "out_features"]) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
 
-from torchrl_bicnet.checks import check_number, check_type
+from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
 
@@ -52,12 +51,6 @@ def make_ddpg_loss(
         DDPGLoss: backpropagate ``loss_actor`` and ``loss_value`` only, and update its targets with
         :class:`~torchrl.objectives.SoftUpdate`.
 
-    Raises:
-        TypeError: for modules other than a BiCNetActor and a BiCNetCritic, or an option of another type.
-        ValueError: if the modules differ in group or mask, if the critic does not read the action the actor writes,
-            or for a gamma outside [0, 1] or an unknown loss function.
-        KeyError: in the loss's forward, if a mask is missing at ``mask_key`` or its ``("next", ...)`` twin.
-
     References: Peng et al., 2017, https://arxiv.org/abs/1703.10069, theorem 1 and section 3.3; Lillicrap et al.,
     *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1.
 
@@ -84,8 +77,6 @@ def make_ddpg_loss(
             f"The critic must read the action that the actor writes at {actor.out_keys[-1]!r}, its in_keys are "
             f"{critic.in_keys}."
         )
-    check_number("gamma", gamma)
-    check_type("delay_actor", delay_actor, bool, "a bool")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
     if loss_function not in ("l1", "l2", "smooth_l1"):
@@ -117,10 +108,5 @@ class _MaskedTD0Estimator(TD0Estimator):
         self.mask_key = mask_key
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
-        mask = tensordict[self.mask_key].unsqueeze(-1)
-        reward_key = ("next", self.tensor_keys.reward)
-        reward = tensordict.get(reward_key)
-        # The TD error of every slot is a metric: zero before the arithmetic, and the absent slot's target after it.
-        present = tensordict.copy().set(reward_key, torch.where(mask, reward, torch.zeros_like(reward)))
-        target = super().value_estimate(present, *args, **kwargs)
-        return torch.where(mask, target, torch.zeros_like(target))
+        # The arithmetic keeps the agents apart, so a NaN reward is still in its own slot. Every slot is in the metrics.
+        return mask_absent(super().value_estimate(tensordict, *args, **kwargs), tensordict[self.mask_key])

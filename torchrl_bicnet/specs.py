@@ -12,9 +12,7 @@ from torchrl_bicnet.checks import check_key
 
 
 def action_leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
-    """The action's own spec: the one given or, of a Composite, that at ``key``; a KeyError that lists what it holds."""
-    if not isinstance(action_spec, TensorSpec):
-        raise TypeError(f"action_spec must be a Bounded or a Composite, found {type(action_spec).__name__}.")
+    """The action's own spec: the one given or, of a Composite, that at ``key``."""
     if not isinstance(action_spec, Composite):
         return action_spec
     if key not in action_spec.keys(True, True):
@@ -23,11 +21,11 @@ def action_leaf(action_spec: TensorSpec, key: NestedKey) -> TensorSpec:
 
 
 def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
-    """The bounds as ``(a,)`` if they are equal over the agents, ``(N, a)`` otherwise."""
+    """The lower and upper bounds, ``(a,)`` if they are equal over the agents, ``(N, a)`` otherwise."""
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise TypeError(
             f"The actor's actions are continuous and bounded: expected a Bounded spec of a floating type, found "
-            f"{type(spec).__name__} of dtype {spec.dtype}."
+            f"{type(spec).__name__} of dtype {getattr(spec, 'dtype', None)}."
         )
     if spec.ndim < 2:
         raise ValueError(f"Expected an action spec of shape (*B, N, a), found {tuple(spec.shape)}.")
@@ -44,31 +42,30 @@ def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
 
 
 def find_group(env: EnvBase, group: NestedKey | None) -> NestedKey:
-    """The group given or, for ``None``, the only one; a ValueError that lists them if that is not to be had."""
+    """The group given or, for ``None``, the only one of the environment."""
     if not isinstance(env, EnvBase):
         raise TypeError(f"env must be a TorchRL environment, found {type(env).__name__}.")
-    if group is not None:
-        check_key("group", group)
     groups = [key[0] if len(key) == 2 else key[:-1] for key in env.action_keys if isinstance(key, tuple)]
-    group = None if group is None else unravel_key(group)
     if not groups:
         raise ValueError(f"The environment has no group of agents; its action keys are {env.action_keys}.")
-    if group is None and len(groups) > 1:
-        raise ValueError(f"The environment has several groups; choose one with group=, found {groups}.")
-    if group is not None and group not in groups:
+    if group is None:
+        if len(groups) > 1:
+            raise ValueError(f"The environment has several groups; choose one with group=, found {groups}.")
+        return groups[0]
+    check_key("group", group)
+    if unravel_key(group) not in groups:
         raise ValueError(f"The environment has no group {group!r}; its groups are {groups}.")
-    return groups[0] if group is None else group
+    return unravel_key(group)
 
 
-def _size(env: EnvBase, key: NestedKey) -> int:
-    """The number of features per agent of an observation or action entry."""
-    spec = env.full_action_spec if key in env.action_keys else env.full_observation_spec
-    if key not in spec.keys(True, True):
-        raise KeyError(f"The environment has no entry {key!r}; there are {list(spec.keys(True, True))}.")
-    size = spec[key].shape[-1]
-    if size < 0:
+def agent_spec(env: EnvBase, key: NestedKey) -> TensorSpec:
+    """The spec of an observation or action entry, whose last dimension is the same for every agent."""
+    specs = env.full_action_spec if key in env.action_keys else env.full_observation_spec
+    if key not in specs.keys(True, True):
+        raise KeyError(f"The environment has no entry {key!r}; there are {list(specs.keys(True, True))}.")
+    if specs[key].shape[-1] < 0:
         raise ValueError(
             f"The agents that share {key!r} have different sizes; the net they share needs equal ones. Make the "
             f"environment with make_vmas_env(..., pad=True), or put agents of one size into a group (group_map=)."
         )
-    return size
+    return specs[key]

@@ -1,4 +1,4 @@
-"""What the messages of a trained team are worth."""
+"""Value of the messages of a trained team."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 
 
 def example_channels(n_agents: int) -> dict[str, Channel]:
-    """A channel of each kind that :func:`~torchrl_bicnet.analysis.channel_value` can measure, by what a plot calls it.
+    """Channels of every kind but a radius, by the labels of a plot.
 
     Args:
         n_agents (int): size of the largest group.
 
     Returns:
         dict: label to channel. Limits to a radius are for you to add, in the units of your scenario.
-
-    Raises:
-        TypeError: for something else than an integer.
-        ValueError: if there is nobody to talk to.
 
     Example:
         >>> list(example_channels(3))[:4]
@@ -44,14 +40,11 @@ def example_channels(n_agents: int) -> dict[str, Channel]:
 
 @dataclass(frozen=True, eq=False)
 class ChannelValue:
-    """What a team returns with its own channel and with others, from the same start states.
+    """Evaluations of a team with its own channel and with others, from the same start states.
 
     Args:
         intact (Evaluation): with the messages as they are.
         changed (dict): label to the evaluation with that channel.
-
-    Raises:
-        TypeError: for a field that is missing, unknown or of another type.
 
     Example:
         >>> import torch
@@ -64,15 +57,15 @@ class ChannelValue:
     intact: Evaluation
     changed: dict[str, Evaluation]
 
-    def __post_init__(self) -> None:
-        check_type("intact", self.intact, Evaluation, "an Evaluation")
-        check_type("changed", self.changed, dict, "a dict of label to Evaluation")
-        for label, evaluation in self.changed.items():
-            check_type(f"changed[{label!r}]", evaluation, Evaluation, "an Evaluation")
-
     def differences(self) -> dict[str, dict[str, float]]:
         """Label to how much more than intact it returns: :func:`~torchrl_bicnet.paired_difference`."""
         return {label: paired_difference(evaluation, self.intact) for label, evaluation in self.changed.items()}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """``"intact"`` and each label to the metrics of its evaluation, beside the differences to intact."""
+        differences = self.differences()
+        changed = {label: evaluation.summary() | differences[label] for label, evaluation in self.changed.items()}
+        return {"intact": self.intact.summary()} | changed
 
 
 def channel_value(
@@ -83,7 +76,7 @@ def channel_value(
     max_steps: int,
     seed: int,
 ) -> ChannelValue:
-    """What the messages of a trained team are worth: its return when they are cut, lost, noisy, rounded or limited.
+    """Returns of a trained team when its messages are cut, lost, noisy, rounded or limited.
 
     Nothing is retrained, so it tells how much this team relies on its channel, not how well a team could do without
     one. All evaluations start from the same states and draw losses and noise from the evaluation's own random stream.
@@ -101,11 +94,6 @@ def channel_value(
     Returns:
         ChannelValue: the evaluations.
 
-    Raises:
-        TypeError: for a policy that is no module, something else than channels, or no seed.
-        ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNet`.
-        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
-
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
         >>> from torchrl_bicnet.analysis import Channel
@@ -116,8 +104,6 @@ def channel_value(
         ['cut', 'range 0.5']
     """
     check_type("channels", channels, Mapping, "a mapping of label to Channel")
-    for label, channel in channels.items():
-        check_type(f"channels[{label!r}]", channel, Channel, "a Channel")
     check_seed(seed)
     evaluations = []
     for channel in (Channel(), *channels.values()):

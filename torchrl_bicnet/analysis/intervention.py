@@ -18,7 +18,7 @@ Direction = Literal["both", "forward", "backward"]
 
 @dataclass(frozen=True)
 class Channel:
-    """What messages go through on their way from one agent to another.
+    """Channel that messages go through on their way from one agent to another.
 
     A message is what an agent puts into the communication layer, its encoding: agent ``j`` sends it to every other
     agent, and agent ``i`` runs the layer on its own encoding and on what it received. A message that is cut or lost is
@@ -46,11 +46,6 @@ class Channel:
         noise (float): standard deviation of Gaussian noise on each number of a message, independent for each receiver,
             in units of the root mean square of that message: the signal-to-noise ratio is ``noise ** -2``.
             Defaults to ``0.0``.
-
-    Raises:
-        ValueError: for a value outside of its range, ``radius`` without ``positions``, or (in use) positions beyond the
-            observation.
-        TypeError: for a value of another type.
 
     Reference: cutting and limiting what a trained team hears, as Lowe et al., *On the Pitfalls of Measuring Emergent
     Communication*, 2019, https://arxiv.org/abs/1903.05168, ask for beside looking at what is said.
@@ -86,21 +81,19 @@ class Channel:
             raise ValueError(f"drop must be between 0 and 1, found {self.drop}.")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"noise must be finite and not negative, found {self.noise}.")
-        if self.radius is not None and (self.positions is None or not self.radius >= 0):
+        if self.radius is not None and (not self.positions or not self.radius >= 0):
             raise ValueError(f"radius must not be negative and needs positions, found {self.radius}, {self.positions}.")
         if self.positions is not None:
             check_type("positions", self.positions, tuple, "a tuple of indices of features")
             for feature in self.positions:
                 check_integer("positions", feature, least=0)
-            if not self.positions:
-                raise ValueError("positions must name at least one feature, found ().")
 
     def __repr__(self) -> str:
         changed = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
         return f"Channel({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def links(self, x: Tensor, observation: Tensor) -> Tensor:
-        """Who hears whom, boolean ``(*B, N, N)``: row i receives, column j sends; x: ``(*B, N, F)``."""
+        """Links of who hears whom, boolean ``(*B, N, N)``: row i receives, column j sends; x: ``(*B, N, F)``."""
         n_agents = x.shape[-2]
         place = torch.arange(n_agents, device=x.device)
         distance = place.unsqueeze(-1) - place  # (N, N), of the receiver behind the sender
@@ -121,7 +114,7 @@ class Channel:
         return links | (distance == 0)
 
     def received(self, x: Tensor) -> Tensor:
-        """What each agent receives, ``(*B, N, F) -> (*B, N, N, F)``: row i receives, column j sends; the own as is."""
+        """Messages received, ``(*B, N, F) -> (*B, N, N, F)``: row i receives, column j sends; the own as is."""
         n_agents = x.shape[-2]
         messages = x
         if self.bits is not None:
@@ -147,10 +140,6 @@ def intervene(policy: nn.Module, channel: Channel) -> Iterator[None]:
         policy (nn.Module): an actor, several in a sequence, or a net.
         channel (Channel): what the messages go through.
 
-    Raises:
-        TypeError: for a policy that is no module or a channel that is no :class:`~torchrl_bicnet.analysis.Channel`.
-        ValueError: if there is no :class:`~torchrl_bicnet.BiCNet` in the policy.
-
     Example:
         >>> import torch
         >>> from torchrl_bicnet import BiCNet
@@ -160,8 +149,7 @@ def intervene(policy: nn.Module, channel: Channel) -> Iterator[None]:
         ...     torch.allclose(net(x), alone, atol=1e-5)
         True
     """
-    if not isinstance(channel, Channel):
-        raise TypeError(f"channel must be a Channel, found {channel!r}.")
+    check_type("channel", channel, Channel, "a Channel")
     with ExitStack() as hooks:
         for net in _nets(policy):
             for handle in _listen(net, channel):
@@ -203,11 +191,6 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         policy (nn.Module): an actor, several in a sequence, or a net.
         order (Tensor): a permutation of the ``N`` agents, ``(N,)``: entry k is the agent at place k.
 
-    Raises:
-        TypeError: for a policy that is no module, or an order that is no tensor of integers.
-        ValueError: if there is no :class:`~torchrl_bicnet.BiCNet` in the policy; if the order is no permutation, or
-            (in forward) one of another number of agents.
-
     Example:
         >>> import torch
         >>> from torchrl_bicnet import BiCNet
@@ -217,8 +200,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
         >>> torch.equal(moved[order], net(x[order]))
         True
     """
-    if not isinstance(order, Tensor) or order.dtype != torch.long:
-        raise TypeError(f"order must be a tensor of integers (torch.long), found {order!r}.")
+    check_type("order", order, Tensor, "a tensor of integers")
     if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
         raise ValueError(f"order must be a permutation of 0 to N - 1, found {order.tolist()}.")
 
@@ -240,8 +222,7 @@ def reorder(policy: nn.Module, order: Tensor) -> Iterator[None]:
 
 
 def _nets(policy: nn.Module) -> list[BiCNet]:
-    if not isinstance(policy, nn.Module):
-        raise TypeError(f"policy must be a module, found {type(policy).__name__}.")
+    check_type("policy", policy, nn.Module, "a module")
     nets = [module for module in policy.modules() if isinstance(module, BiCNet)]
     if not nets:
         raise ValueError(f"Expected a policy that holds a BiCNet, found {type(policy).__name__} without any.")

@@ -1,10 +1,11 @@
-"""What the order of the agents does to a trained team."""
+"""Sensitivity of a trained team to the order of its agents."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModuleBase
@@ -13,15 +14,16 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_bicnet.analysis.intervention import reorder
-from torchrl_bicnet.analysis.states import _evaluate_and_keep_states
-from torchrl_bicnet.checks import check_integer, check_key, check_type
-from torchrl_bicnet.evaluation import Evaluation, evaluate, in_eval_mode
+from torchrl_bicnet.analysis.states import visited_states
+from torchrl_bicnet.checks import check_integer, check_seed, check_type
+from torchrl_bicnet.episodes import in_eval_mode
+from torchrl_bicnet.evaluation import Evaluation, evaluate, mean_and_stderr
 from torchrl_bicnet.modules import BiCNetActor
 
 
 @dataclass(frozen=True, eq=False)
 class OrderSensitivity:
-    """What the order in which a group's communication takes its ``N`` agents does to a team, over ``P`` orders.
+    """Returns and actions of a team over ``P`` orders in which a group's communication takes its ``N`` agents.
 
     Args:
         orders (Tensor): ``(P, N)``, entry k is the agent at place k; the first is the order of the training.
@@ -29,10 +31,6 @@ class OrderSensitivity:
         action_std (Tensor): of each agent, ``(N,)``: the standard deviation of its action over the orders, in the
             states visited in the order of the training; root mean square over these states and the action's entries.
         group (str): the group whose order it is, and whose returns count.
-
-    Raises:
-        TypeError: for a field that is missing, unknown or of another type.
-        ValueError: for another shape or number of evaluations, or a group that an evaluation has not.
 
     Example:
         >>> import torch
@@ -47,21 +45,6 @@ class OrderSensitivity:
     evaluations: list[Evaluation]
     action_std: Tensor
     group: str
-
-    def __post_init__(self) -> None:
-        check_type("orders", self.orders, Tensor, "a tensor (P, N)")
-        check_type("evaluations", self.evaluations, list, "a list of Evaluation")
-        check_type("action_std", self.action_std, Tensor, "a tensor (N,)")
-        shape = tuple(self.orders.shape)
-        if len(shape) != 2 or tuple(self.action_std.shape) != shape[1:] or len(self.evaluations) != shape[0]:
-            raise ValueError(
-                f"Expected orders (P, N), P evaluations and action_std (N,), found orders {shape}, "
-                f"{len(self.evaluations)} evaluations and action_std {tuple(self.action_std.shape)}."
-            )
-        for evaluation in self.evaluations:
-            check_type("evaluations", evaluation, Evaluation, "a list of Evaluation")
-            if self.group not in evaluation.returns:
-                raise ValueError(f"group must be one of {list(evaluation.returns)}, found {self.group!r}.")
 
     def summary(self) -> dict[str, float]:
         """The numbers by name; returns are averaged over the group's agents and the episodes.
@@ -79,6 +62,20 @@ class OrderSensitivity:
             "order_action_std": self.action_std.square().mean().sqrt().item(),
         }
 
+    def by_order(self) -> list[dict[str, Any]]:
+        """Of each of the ``orders``, averaged over the group's agents and the episodes.
+
+        ``order``: the agents' indices; ``return``; ``return_difference`` to the order of the training, with its
+        standard error over the episodes, ``return_difference_stderr``.
+        """
+        returns = self.returns()
+        rows = []
+        for order, each in zip(self.orders.tolist(), returns):
+            difference, stderr = mean_and_stderr((each - returns[0]).unsqueeze(-1))
+            row = {"order": order, "return": each.mean().item()}
+            rows.append(row | {"return_difference": difference, "return_difference_stderr": stderr})
+        return rows
+
     def returns(self) -> Tensor:
         """With each order in each episode, averaged over the group's agents, ``(P, E)``."""
         return torch.stack([evaluation.returns[self.group].mean(-1) for evaluation in self.evaluations])
@@ -93,7 +90,7 @@ def order_sensitivity(
     group: NestedKey | None = None,
     max_orders: int = 24,
 ) -> OrderSensitivity:
-    """How much the actions and the returns of a team depend on the order in which its communication takes the agents.
+    """Measure how much a team's returns and actions depend on the order in which its communication takes the agents.
 
     A recurrence over agents is trained in one order; mean and attention know none.
 
@@ -112,12 +109,6 @@ def order_sensitivity(
     Returns:
         OrderSensitivity: the orders, the evaluations and the spread of the actions.
 
-    Raises:
-        TypeError: for a policy that is no TensorDict module, or ``max_orders`` or ``seed`` that are no integers.
-        ValueError: if the policy holds no :class:`~torchrl_bicnet.BiCNetActor` of this group, or several for ``None``;
-            if ``max_orders`` is below 2.
-        ValueError, KeyError: as :func:`~torchrl_bicnet.evaluate`.
-
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
         >>> env = make_vmas_env("navigation", num_envs=8, n_agents=3)
@@ -126,16 +117,14 @@ def order_sensitivity(
         (torch.Size([6, 3]), torch.Size([3]))
     """
     check_integer("max_orders", max_orders, least=2)
-    if group is not None:
-        check_key("group", group)
+    check_seed(seed)
     actor = _actor(policy, group)
-    evaluation, states = _evaluate_and_keep_states(env, policy, max_steps, seed)
+    states = visited_states(env, policy, max_steps=max_steps, seed=seed)
     orders = _orders(states[actor.in_keys[0]].shape[-2], max_orders, seed)
-    evaluations, actions = [evaluation], []
-    for index, order in enumerate(orders):
+    evaluations, actions = [], []
+    for order in orders:
         with reorder(actor, order):
-            if index > 0:
-                evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
+            evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
             with torch.no_grad(), in_eval_mode(actor):
                 actions.append(actor(states.copy())[actor.out_keys[1]])  # (S, N, a)
     variance = torch.stack(actions).var(0, correction=0)
@@ -144,8 +133,7 @@ def order_sensitivity(
 
 
 def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:
-    if not isinstance(policy, TensorDictModuleBase):
-        raise TypeError(f"policy must be a TensorDict module, found {type(policy).__name__}.")
+    check_type("policy", policy, TensorDictModuleBase, "a TensorDict module")
     actors = [module for module in policy.modules() if isinstance(module, BiCNetActor)]
     chosen = [actor for actor in actors if group is None or actor.group == unravel_key(group)]
     if len(chosen) != 1:

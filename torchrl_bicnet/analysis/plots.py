@@ -1,8 +1,7 @@
-"""Pictures of what is found inside a team. Matplotlib is loaded where one is drawn; saving it is the caller's."""
+"""Pictures of the analysis of a team. Matplotlib is loaded where one is drawn; saving it is the caller's."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from torchrl_bicnet.analysis.channel_value import ChannelValue
 from torchrl_bicnet.analysis.order import OrderSensitivity
 from torchrl_bicnet.checks import check_type
+from torchrl_bicnet.evaluation import mean_and_stderr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +24,6 @@ def plot_influence(matrix: Tensor) -> Figure:
     Returns:
         Figure: Matplotlib's.
 
-    Raises:
-        TypeError: for something else than a tensor.
-        ValueError: if it is not square, or empty.
-        ImportError: without Matplotlib, of the extra ``train``.
-
     Example:
         >>> import torch
         >>> plot_influence(torch.rand(3, 3)).axes[0].get_xlabel()
@@ -39,7 +34,7 @@ def plot_influence(matrix: Tensor) -> Figure:
         raise ValueError(f"Expected a matrix (N, N), found shape {tuple(matrix.shape)}.")
     values = matrix.detach().cpu().numpy()
     size = 1.8 + 0.6 * len(values)
-    figure = _new_figure(size + 1.0, size)
+    figure = _figure(size + 1.0, size)
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis", vmin=0)
     for i, row in enumerate(values.tolist()):
@@ -53,17 +48,13 @@ def plot_influence(matrix: Tensor) -> Figure:
 
 
 def plot_channel_value(value: ChannelValue) -> Figure:
-    """Draw what a team returns with each channel, with standard errors, beside what it returns with its own.
+    """Draw a team's return with each channel, with standard errors, beside its return with its own.
 
     Args:
         value (ChannelValue): of :func:`~torchrl_bicnet.analysis.channel_value`.
 
     Returns:
         Figure: Matplotlib's; a panel for each group, a row for each channel.
-
-    Raises:
-        TypeError: for something else than a :class:`~torchrl_bicnet.analysis.ChannelValue`.
-        ImportError: without Matplotlib, of the extra ``train``.
 
     Example:
         >>> import torch
@@ -76,20 +67,20 @@ def plot_channel_value(value: ChannelValue) -> Figure:
     """
     check_type("value", value, ChannelValue, "a ChannelValue")
     rows = {"intact": value.intact, **value.changed}
-    summaries = [evaluation.summary() for evaluation in rows.values()]
     groups = list(value.intact.returns)
-    figure = _new_figure(5.0 * len(groups), 1.2 + 0.28 * len(rows))
+    figure = _figure(5.0 * len(groups), 1.8 + 0.28 * len(rows))
     for axes, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups):
-        name = "evaluation_return" if len(groups) == 1 else f"{group}/evaluation_return"
-        means, errors = ([summary[key] for summary in summaries] for key in (name, f"{name}_stderr"))
+        means, errors = zip(*(mean_and_stderr(evaluation.returns[group]) for evaluation in rows.values()))
         axes.axvline(means[0], color="grey", linestyle="--", linewidth=1)
         axes.errorbar(means, range(len(rows)), xerr=errors, fmt="o", markersize=4, capsize=2)
-        axes.set(
-            xlabel="return per agent ± standard error", title=group if len(groups) > 1 else "", yticks=range(len(rows))
-        )
+        axes.set(xlabel="return per agent", title=group if len(groups) > 1 else "", yticks=range(len(rows)))
         axes.set_yticklabels(list(rows))
         axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()  # shared by the panels
+    n_episodes = len(value.intact.lengths)
+    figure.supxlabel(
+        f"bars: ± standard error over {n_episodes} episodes, from the same start states in each row", fontsize="small"
+    )
     return figure
 
 
@@ -103,10 +94,6 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         Figure: Matplotlib's; on the left the returns, from the lowest to the highest, with the standard errors of
         their differences to the order of the training, on the right the actions.
 
-    Raises:
-        TypeError: for something else than an :class:`~torchrl_bicnet.analysis.OrderSensitivity`.
-        ImportError: without Matplotlib, of the extra ``train``.
-
     Example:
         >>> import torch
         >>> from torchrl_bicnet import Evaluation
@@ -117,30 +104,33 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         2
     """
     check_type("sensitivity", sensitivity, OrderSensitivity, "an OrderSensitivity")
-    episodes = sensitivity.returns().cpu().numpy()  # (P, E)
-    returns, several = episodes.mean(-1), episodes.shape[-1] > 1
-    errors = (episodes - episodes[0]).std(-1, ddof=int(several)) / episodes.shape[-1] ** 0.5
-    ranks = returns.argsort().argsort()
-    figure = _new_figure(8.0, 3.2)
+    rows = sensitivity.by_order()
+    trained, ranked = rows[0], sorted(rows, key=lambda row: row["return"])
+    best = ranked[-1]
+    returns = [row["return"] for row in ranked]
+    errors = [row["return_difference_stderr"] for row in ranked]
+    figure = _figure(8.0, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    left.errorbar(ranks, returns, yerr=errors, fmt="o", markersize=4, capsize=2, label="another order")
-    left.plot(ranks[:1], returns[:1], "o", markersize=7, label="order of the training")
-    left.set(
-        xlabel="orders of the agents, by return",
-        ylabel="return per agent ± standard error\nof the difference to the order of training",
-    )
+    left.errorbar(range(len(ranked)), returns, yerr=errors, fmt="o", markersize=4, capsize=2, label="an order")
+    for row, marker, size, name in ((trained, "o", 8, "order of the training"), (best, "*", 12, "best order")):
+        order = ", ".join(map(str, row["order"]))
+        left.plot(ranked.index(row), row["return"], marker, markersize=size, zorder=3, label=f"{name}: {order}")
+    left.set(xlabel="orders of the agents, by return", ylabel="return per agent")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
-    left.legend()
+    left.legend(fontsize="small")
     agents = range(len(sensitivity.action_std))
     right.bar(agents, sensitivity.action_std.cpu().numpy())
-    right.set(xlabel="agent", ylabel="standard deviation of the action", xticks=agents)
+    right.set(xlabel="agent", ylabel="standard deviation of the action\nover the orders", xticks=agents)
+    n_episodes = len(sensitivity.evaluations[0].lengths)
+    figure.supxlabel(
+        f"bars: ± standard error, over {n_episodes} episodes, of the difference to the order of the training",
+        fontsize="small",
+    )
     return figure
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    if find_spec("matplotlib") is None:
-        raise ImportError("Plots need Matplotlib: pip install 'torchrl_bicnet[train]'.")
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchrl_bicnet.checks import check_device, check_dtype, check_integer
-from torchrl_bicnet.communication.mask import _present, mask_absent
-
-
-def _check_layer(
-    in_features: int, out_features: int, device: torch.device | str | None, dtype: torch.dtype | None
-) -> None:
-    check_integer("in_features", in_features)
-    check_integer("out_features", out_features)
-    check_device(device)
-    check_dtype(dtype)
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.communication.mask import mask_absent, masked_input
 
 
 class MeanCommunication(nn.Module):
@@ -37,12 +28,6 @@ class MeanCommunication(nn.Module):
         - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
         - output: ``(*B, N, out_features)``, zero for absent agents.
 
-    Raises:
-        ValueError: for a size below 1 or an unknown device; for an input or a mask of another shape or on another
-            device.
-        TypeError: for a size that is no integer, a dtype that is not of floating point, an input that is no tensor of
-            the parameters' type, or a mask that is not boolean.
-
     Reference: Sukhbaatar et al., *Learning Multiagent Communication with Backpropagation*, 2016,
     https://arxiv.org/abs/1605.07736, equations 1 and 2.
 
@@ -61,14 +46,15 @@ class MeanCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_layer(in_features, out_features, device, dtype)
+        check_integer("in_features", in_features)
+        check_integer("out_features", out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.own = nn.Linear(in_features, out_features, device=device, dtype=dtype)
         self.others = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features, self.own.weight)
+        x = masked_input(x, mask, self.in_features)
         n_others = max(x.shape[-2] - 1, 1) if mask is None else (mask.sum(-1) - 1).clamp_min(1)[..., None, None]
         mean_of_others = (x.sum(-2, keepdim=True) - x) / n_others
         return mask_absent(self.own(x) + self.others(mean_of_others), mask)
@@ -91,12 +77,6 @@ class AttentionCommunication(nn.Module):
         - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
         - output: ``(*B, N, out_features)``, zero for absent agents.
 
-    Raises:
-        ValueError: for a size below 1 or an unknown device; if ``out_features`` is no multiple of ``num_heads``; for an
-            input or a mask of another shape or on another device.
-        TypeError: for a size that is no integer, a dtype that is not of floating point, an input that is no tensor of
-            the parameters' type, or a mask that is not boolean.
-
     Reference: Vaswani et al., *Attention Is All You Need*, 2017, https://arxiv.org/abs/1706.03762, section 3.2;
     over agents as in Iqbal and Sha, *Actor-Attention-Critic*, 2019, https://arxiv.org/abs/1810.02912.
 
@@ -116,7 +96,8 @@ class AttentionCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_layer(in_features, out_features, device, dtype)
+        check_integer("in_features", in_features)
+        check_integer("out_features", out_features)
         check_integer("num_heads", num_heads)
         if out_features % num_heads:
             raise ValueError(f"out_features must be a multiple of num_heads, found {out_features} and {num_heads}.")
@@ -127,7 +108,7 @@ class AttentionCommunication(nn.Module):
         self.output = nn.Linear(out_features, out_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features, self.query_key_value.weight)
+        x = masked_input(x, mask, self.in_features)
         projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (*B, N, 3, heads, F)
         query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
         # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small.
@@ -141,7 +122,7 @@ class AttentionCommunication(nn.Module):
 
 
 class NoCommunication(nn.Module):
-    """The ablation: each agent keeps its own encoding.
+    """No communication, the ablation: each agent keeps its own encoding.
 
     Args:
         in_features (int): size of each agent's input and output.
@@ -150,10 +131,6 @@ class NoCommunication(nn.Module):
         - x: ``(*B, N, in_features)``
         - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
         - output: ``(*B, N, in_features)``, zero for absent agents.
-
-    Raises:
-        ValueError: for a size below 1; for an input or a mask of another shape.
-        TypeError: for a size that is no integer, an input that is no tensor or a mask that is not boolean.
 
     Example:
         >>> import torch
@@ -169,4 +146,4 @@ class NoCommunication(nn.Module):
         self.out_features = in_features
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return _present(x, mask, self.in_features)
+        return masked_input(x, mask, self.in_features)

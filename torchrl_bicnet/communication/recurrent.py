@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_bicnet.checks import check_device, check_dtype, check_integer, check_type
-from torchrl_bicnet.communication.mask import _present, mask_absent
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.communication.mask import mask_absent, masked_input
 
 # The cells: (gates of the input, gates of the hidden state, state) -> state, whose first entry is the output.
 # Equations and order of the gates are those of torch.nn.LSTM, GRU and RNN.
@@ -35,11 +35,17 @@ def _rnn_cell(input_gates: Tensor, hidden_gates: Tensor, state: _State) -> _Stat
     return ((input_gates + hidden_gates).tanh(),)
 
 
-# cell -> (torch's name, fused kernel, cell of the loop, number of state tensors)
-_CELLS: dict[str, tuple[str, Callable[..., Any], Callable[..., _State], int]] = {
-    "lstm": ("LSTM", torch.lstm, _lstm_cell, 2),
-    "gru": ("GRU", torch.gru, _gru_cell, 1),
-    "rnn": ("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
+class _Cell(NamedTuple):
+    torch_mode: str
+    kernel: Callable[..., Any]  # fused
+    step: Callable[..., _State]  # of the loop
+    n_states: int
+
+
+_CELLS = {
+    "lstm": _Cell("LSTM", torch.lstm, _lstm_cell, 2),
+    "gru": _Cell("GRU", torch.gru, _gru_cell, 1),
+    "rnn": _Cell("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
 }
 _IMPLEMENTATIONS = ("auto", "fused", "loop")
 
@@ -53,12 +59,12 @@ class RecurrentCommunication(nn.RNNBase):
 
     Two implementations share the parameters and agree to rounding, in values and gradients:
 
-    - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode;
+    - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode; it takes no mask;
     - ``"loop"``: an explicit loop over agents with both directions in one product per step. It works under
       :func:`torch.vmap`, :func:`torch.compile` with ``fullgraph=True``, double backward, in eval mode on CUDA
       with gradients, and with a mask.
 
-    With a mask the recurrence steps over absent agents, so the outputs of those present are what they would be in
+    With a mask the recurrence skips absent agents, so the outputs of those present are what they would be in
     the team from which the absent were removed.
 
     Args:
@@ -83,12 +89,6 @@ class RecurrentCommunication(nn.RNNBase):
         - output: ``(*B, N, out_features)``, ``out_features = hidden_size * (2 if bidirectional else 1)``; zero for
           absent agents.
 
-    Raises:
-        ValueError: for a size below 1, an unknown cell, implementation or device; for an input or a mask of another
-            shape or on another device, or a mask with ``implementation="fused"``.
-        TypeError: for an option of another type, a dtype that is not of floating point, an input that is no tensor of
-            the parameters' type, or a mask that is not boolean.
-
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
     section 3.2 and figure 1.
 
@@ -102,8 +102,6 @@ class RecurrentCommunication(nn.RNNBase):
         0.0
         >>> _ = layer.load_state_dict(torch.nn.GRU(8, 16, bidirectional=True).state_dict())
     """
-
-    weight_ih_l0: Tensor
 
     def __init__(
         self,
@@ -120,16 +118,12 @@ class RecurrentCommunication(nn.RNNBase):
     ) -> None:
         for name, size in (("in_features", in_features), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_integer(name, size)
-        check_type("bidirectional", bidirectional, bool, "a bool")
-        check_type("bias", bias, bool, "a bool")
-        check_device(device)
-        check_dtype(dtype)
-        if cell not in tuple(_CELLS):
+        if cell not in _CELLS:
             raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {_IMPLEMENTATIONS}, found {implementation!r}.")
         super().__init__(
-            _CELLS[cell][0],
+            _CELLS[cell].torch_mode,
             in_features,
             hidden_size,
             num_layers=num_layers,
@@ -145,7 +139,7 @@ class RecurrentCommunication(nn.RNNBase):
         self.out_features = hidden_size * (1 + bidirectional)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _present(x, mask, self.in_features, self.weight_ih_l0)
+        x = masked_input(x, mask, self.in_features)
         flat = x.reshape(-1, *x.shape[-2:])
         if self._needs_loop(x, mask):
             out = self._loop(flat, None if mask is None else mask.reshape(-1, mask.shape[-1]))
@@ -171,13 +165,13 @@ class RecurrentCommunication(nn.RNNBase):
 
     def _initial_state(self, x: Tensor, leading: int) -> _State:
         zeros = x.new_zeros(leading, x.shape[0], self.hidden_size)
-        return (zeros,) * _CELLS[self.cell][3]
+        return (zeros,) * _CELLS[self.cell].n_states
 
     def _fused(self, x: Tensor) -> Tensor:
         directions = 1 + self.bidirectional
         state = self._initial_state(x, directions * self.num_layers)
         options = (self.bias, self.num_layers, 0.0, self.training, self.bidirectional, True)
-        kernel = _CELLS[self.cell][1]
+        kernel = _CELLS[self.cell].kernel
         return kernel(x, state if self.cell == "lstm" else state[0], self._weights(), *options)[0]
 
     def _loop(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -195,7 +189,7 @@ class RecurrentCommunication(nn.RNNBase):
         input_gates = F.linear(x, weight_ih.flatten(0, 1), biases[0].flatten() if biases else None)
         input_gates = input_gates.unflatten(-1, (len(weights), -1)).movedim(-2, 0)  # (D, B, N, G)
         weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
-        cell = _CELLS[self.cell][2]
+        cell = _CELLS[self.cell].step
         state = self._initial_state(x, len(weights))
         outputs = []
         for step, gates in enumerate(self._along_directions(input_gates).unbind(2)):

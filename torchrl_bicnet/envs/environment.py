@@ -1,9 +1,10 @@
-"""VMAS's environment with a random stream of its own and padded agents."""
+"""VMAS's environment with a random stream of its own, resets of some rows and padded agents."""
 
 from __future__ import annotations
 
 import functools
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,29 +16,32 @@ from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.envs.padding import Padding
 from torchrl_bicnet.envs.random_stream import RandomStream
-from torchrl_bicnet.vmas_fast.batched_world import install
+from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
+from torchrl_bicnet.vmas_state.partial_reset import reset_rows
 
 
 def _in_own_stream(method: Callable) -> Callable:
-    """VMAS's method without the swap to its one stream per process, in the environment's own stream instead."""
+    """VMAS's method in the environment's own random stream, instead of the one that VMAS has for a process."""
     plain = method.__wrapped__  # type: ignore[attr-defined]
 
     @functools.wraps(plain)
-    def in_own_stream(self: _Environment, *args: Any, **kwargs: Any) -> Any:
+    def in_own_stream(self: StreamedEnvironment, *args: Any, **kwargs: Any) -> Any:
         with self.random_stream:
             return plain(self, *args, **kwargs)
 
     return in_own_stream
 
 
-class _Environment(Environment):
-    """VMAS's environment with a random stream of its own and, if asked for, padded agents."""
+class StreamedEnvironment(Environment):
+    """VMAS's environment with a random stream of its own and, after :meth:`pad`, padded agents.
+
+    With ``check_actions`` every step asks whether actions are numbers within their bounds, as in VMAS. Where no step
+    draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped.
+    """
 
     padding: Padding | None = None
-    # Whether no step draws from NumPy or Python: VMAS's own scenarios, by their source.
-    draws_from_torch_alone = False
-    # What hinders resets of some rows at once: empty if nothing does, None before anyone asked.
-    reset_in_common: str | None = None
+    # State that a reset changes for all environments of the batch: empty if there is none, None if not known yet.
+    shared_state: str | None = None
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class _Environment(Environment):
         *,
         seed: int | None,
         check_actions: bool,
+        draws_from_torch_alone: bool,
         **options: Any,
     ) -> None:
         self.options = dict(options)
@@ -54,21 +59,48 @@ class _Environment(Environment):
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
         self.check_actions = check_actions
-        install(self, checks=check_actions)
+        self.draws_from_torch_alone = draws_from_torch_alone
+        use_batched_world(self, checks=check_actions)
+
+    def pad(self, group_map: dict[str, list[str]]) -> None:
+        """Pad observations and actions to equal sizes within each group of agents from now on."""
+        self.padding = Padding(self, group_map)
+
+    def step(self, actions: list[Tensor]) -> list[Any]:
+        with self.random_stream.of_torch() if self.draws_from_torch_alone else self.random_stream:
+            return self.step_without_draws(actions)
+
+    def step_without_draws(self, actions: list[Tensor]) -> list[Any]:
+        """A step that leaves the random streams alone, whose states cannot be swapped while a graph is captured."""
+        return Environment.step.__wrapped__(self, actions if self.padding is None else self.padding.actions(actions))
+
+    def reset_rows(self, mask: Tensor) -> list[Any]:
+        """Reset the environments that a mask ``(num_envs,)`` picks; observations, dones and infos of all."""
+        outputs, shared_state = reset_rows(self, mask, self.shared_state)
+        if shared_state and shared_state != self.shared_state:
+            warnings.warn(
+                "Environments of this scenario are reset one by one, and a partial reset may change others, as in "
+                f"VMAS, since they share state that a reset changes: {shared_state}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.shared_state = shared_state
+        return outputs
+
+    def to(self, device: torch.device | str) -> None:
+        device = torch.device(device)
+        if device != self.device:
+            with self.random_stream:
+                seed = random.getrandbits(31)
+            self.random_stream = RandomStream(seed, device)
+            if self.padding is not None:
+                self.padding.to(device)
+        super().to(device)
 
     def _seed(self, seed: int | None = None) -> list[int]:
         seed = 0 if seed is None else seed
         self.random_stream.seed(seed)
         return [seed]
-
-    def step(self, actions: list[Tensor]) -> list[Any]:
-        with self.random_stream.of_torch() if self.draws_from_torch_alone else self.random_stream:
-            return self._step(actions if self.padding is None else self.padding.actions(actions))
-
-    def step_without_draws(self, actions: list[Tensor]) -> list[Any]:
-        """A step that leaves the random streams alone, whose states cannot be swapped while a graph is captured."""
-        actions = actions if self.padding is None else self.padding.actions(actions)
-        return Environment.step.__wrapped__(self, actions)
 
     def _set_action(self, action: Tensor, agent: Agent) -> None:
         """VMAS's for continuous actions, without asking the device whether they are numbers and in their bounds."""
@@ -85,26 +117,15 @@ class _Environment(Environment):
                 agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
 
     def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
-        result = super()._get_from_scenario(get_observations, *args, **kwargs)
+        outputs = super()._get_from_scenario(get_observations, *args, **kwargs)
         if self.padding is not None and get_observations:
-            result[0] = self.padding.observations(result[0])
-        return result
-
-    def to(self, device: torch.device | str) -> None:
-        device = torch.device(device)
-        if device != self.device:
-            with self.random_stream:
-                seed = random.getrandbits(31)
-            self.random_stream = RandomStream(seed, device)
-            if self.padding is not None:
-                self.padding.to(device)
-        super().to(device)
+            outputs[0] = self.padding.observations(outputs[0])
+        return outputs
 
     reset = _in_own_stream(Environment.reset)
     reset_at = _in_own_stream(Environment.reset_at)
     get_from_scenario = _in_own_stream(Environment.get_from_scenario)
     seed = _in_own_stream(Environment.seed)
     done = _in_own_stream(Environment.done)
-    _step = Environment.step.__wrapped__
     get_random_action = _in_own_stream(Environment.get_random_action)
     render = _in_own_stream(Environment.render)

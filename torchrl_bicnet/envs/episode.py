@@ -8,10 +8,10 @@ from torchrl.envs import Compose, ExpandAs, InitTracker, RewardSum, StepCounter
 
 
 class EpisodeTransform(Compose):
-    """``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` of TorchRL, whose step is written as one.
+    """``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` of TorchRL, with a step written as one.
 
-    At 64 environments of navigation the transforms one after the other took 0.7 of the 5.6 ms of a step. The specs and
-    resets are theirs, and so is what a step writes.
+    At 64 environments of navigation the transforms one after the other took 0.7 of the 5.6 ms of a step. Specs and
+    resets are theirs, and a step writes the same entries.
 
     Args:
         groups (list of str): the groups of agents.
@@ -31,23 +31,22 @@ class EpisodeTransform(Compose):
         self.written_as_one = tuple(self.transforms)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        transforms = tuple(self.transforms)
-        n_as_one = len(self.written_as_one)
+        transforms, n_own = tuple(self.transforms), len(self.written_as_one)
         if any(found is not own for found, own in zip(transforms, self.written_as_one)):  # one was inserted
             return super()._step(tensordict, next_tensordict)
         next_tensordict = self._step_as_one(tensordict, next_tensordict)
-        for appended in transforms[n_as_one:]:
+        for appended in transforms[n_own:]:
             next_tensordict = appended._step(tensordict, next_tensordict)
         return next_tensordict
 
     def _step_as_one(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        step_count = tensordict.get("step_count") + 1
+        step_count = tensordict.get("step_count") + 1  # (num_envs, 1)
         truncated = step_count >= self.max_steps
         done = truncated | next_tensordict.get("done")
         terminated = next_tensordict.get("terminated")
         for group in self.groups:
             agents, before = next_tensordict.get(group), tensordict.get(group)
-            reward = agents.get("reward")  # (B, N, 1)
+            reward = agents.get("reward")  # (num_envs, N, 1)
             for name, value in (("done", done), ("terminated", terminated), ("truncated", truncated)):
                 agents.set(name, value.unsqueeze(-2).expand(reward.shape))
             agents.set("episode_reward", before.get("episode_reward", 0.0) + reward)

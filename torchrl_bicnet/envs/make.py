@@ -1,4 +1,4 @@
-"""TorchRL environments over VMAS: right time limits, keys for per-agent losses, a random stream of their own."""
+"""VMAS environments for TorchRL: truncated time limits, keys for per-agent losses, a random stream of their own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
-from torchrl_bicnet.envs.environment import _Environment
+from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.envs.episode import EpisodeTransform
-from torchrl_bicnet.envs.padding import Padding
-from torchrl_bicnet.envs.wrapper import _VmasWrapper
+from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 
 
 def make_vmas_env(
@@ -74,12 +73,9 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for an unknown scenario or device, ``num_envs`` or ``max_steps`` below 1, a seed outside of
-            ``[0, 2**32)``, a ``group_map`` that does not put each agent into one group, a value that the scenario does
-            not take for an option, ``pad=True`` with nothing to pad, or
-            ``cuda_graph=True`` without CUDA or where a step waits for the device or draws random numbers.
-        TypeError: for an option the scenario does not have, the message lists those it has; for a scenario that is
-            neither a name nor an instance, or another argument of another type.
+        ValueError: for ``pad=True`` with nothing to pad, or ``cuda_graph=True`` without CUDA or where a step waits for
+            the device or draws random numbers.
+        TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
     References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
     Reinforcement Learning*, 2018, https://arxiv.org/abs/1712.00378.
@@ -101,20 +97,18 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    check_type("check_actions", check_actions, bool, "a bool")
-    check_type("pad", pad, bool, "a bool")
-    check_type("cuda_graph", cuda_graph, bool, "a bool")
+    for name, flag in (("pad", pad), ("check_actions", check_actions), ("cuda_graph", cuda_graph)):
+        check_type(name, flag, bool, "a bool")
     if cuda_graph and torch.device(device).type != "cuda":
         raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
     environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
+    names = [agent.name for agent in environment.agents]
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):
-        _check_groups(group_map, [agent.name for agent in environment.agents])
+        _check_groups(group_map, names)
     if pad:
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
-        names = [agent.name for agent in environment.agents]
-        groups = group_map.get_group_map(names) if isinstance(group_map, MarlGroupMapType) else group_map
-        environment.padding = Padding(environment, groups)
-    base_env = _VmasWrapper(environment, group_map=group_map)
+        environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
+    base_env = VmasBatchWrapper(environment, group_map=group_map)
     if cuda_graph:
         base_env.capture()
     return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
@@ -136,37 +130,41 @@ def _build(
     seed: int | None,
     check_actions: bool,
     options: dict[str, Any],
-) -> _Environment:
-    name = scenario if isinstance(scenario, str) else type(scenario).__name__
-    draws_from_torch_alone = False  # what a scenario of the user draws from cannot be known
-    if isinstance(scenario, str):
-        shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
-        if scenario not in shipped:
-            raise ValueError(f"Unknown VMAS scenario {scenario!r}; VMAS has {', '.join(shipped)}.")
-        scenario = load(f"{scenario}.py").Scenario()
-        draws_from_torch_alone = not re.search(r"\b(np|numpy)\.random|\b(import|from) random", _source(scenario))
-    elif not isinstance(scenario, BaseScenario):
-        raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
+) -> StreamedEnvironment:
     ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
     if ours:
         raise TypeError(f"make_vmas_env sets these arguments of VMAS's Environment itself: {', '.join(ours)}.")
+    name = scenario if isinstance(scenario, str) else type(scenario).__name__
+    draws_from_torch_alone = False  # cannot be known of a scenario of the user's
+    if isinstance(scenario, str):
+        scenario = _load(scenario)
+        draws_elsewhere = re.search(r"\b(np|numpy)\.random|\b(import|from) random", _source(scenario))
+        draws_from_torch_alone = not draws_elsewhere and not any(map(callable, options.values()))
+    elif not isinstance(scenario, BaseScenario):
+        raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
+    own_options = {"check_actions": check_actions, "draws_from_torch_alone": draws_from_torch_alone}
     with warnings.catch_warnings():
         unused = "Scenario kwargs: .* passed but not used"
         warnings.filterwarnings("error", message=unused)
         try:
-            environment = _Environment(scenario, num_envs, device, seed=seed, check_actions=check_actions, **options)
-            environment.draws_from_torch_alone = draws_from_torch_alone and not any(map(callable, options.values()))
-            return environment
+            return StreamedEnvironment(scenario, num_envs, device, seed=seed, **own_options, **options)
         except UserWarning as warning:
             if not re.match(unused, str(warning)):
                 raise
-            wrong = [option for option in options if repr(option) in str(warning)]
+            wrong = ", ".join(option for option in options if repr(option) in str(warning))
         except Exception as error:
             if not options:
                 raise
             raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
     known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"
-    raise TypeError(f"Scenario {name!r} has no option {', '.join(wrong)}; it has {known}.")
+    raise TypeError(f"Scenario {name!r} has no option {wrong}; it has {known}.")
+
+
+def _load(name: str) -> BaseScenario:
+    shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
+    if name not in shipped:
+        raise ValueError(f"Unknown VMAS scenario {name!r}; VMAS has {', '.join(shipped)}.")
+    return load(f"{name}.py").Scenario()
 
 
 def _scenario_options(scenario: BaseScenario) -> set[str]:
@@ -175,6 +173,6 @@ def _scenario_options(scenario: BaseScenario) -> set[str]:
 
 
 def _source(scenario: BaseScenario) -> str:
-    """Of the file that a scenario is written in; empty where there is none."""
+    """The text of the file that a scenario is written in; empty if there is none."""
     file = inspect.getsourcefile(scenario.make_world)
     return Path(file).read_text() if file is not None and Path(file).exists() else ""

@@ -1,4 +1,4 @@
-"""What the scenario of an environment reports beside its reward: success and collisions, step by step."""
+"""Success and collisions as a scenario reports them, step by step, beside its reward."""
 
 from __future__ import annotations
 
@@ -14,26 +14,18 @@ from torchrl.envs import EnvBase
 
 from torchrl_bicnet.vmas_state.unwrap import find_vmas
 
-# What a step led to, ("next", ...) of the transition, to (num_envs,) boolean.
+# From the entries after a step, ("next", ...) of the transition, to (num_envs,) boolean.
 Outcome = Callable[[TensorDictBase], Tensor]
 
-# Scenarios of VMAS 1.5.2 whose done() is true when the task is solved and never otherwise, read in their sources. A
-# string names the entry of their info that is non-zero where done() is true for a failure.
-_ENDS_IN_SUCCESS = {
-    "asym_joint": None,
-    "balance": "ground_rew",
-    "discovery": None,
-    "dispersion": None,
-    "dropout": None,
-    "give_way": None,
-    "joint_passage": None,
-    "joint_passage_size": None,
-    "navigation": None,
-    "passage": None,
-    "reverse_transport": None,
-    "transport": None,
-}
-# Of these, the option without which done() is never true.
+# Scenarios of VMAS 1.5.2 whose done() is true when the task is solved, and never otherwise but for `_FAILURES`, read in
+# their sources.
+_ENDS_IN_SUCCESS = (
+    *("asym_joint", "balance", "discovery", "dispersion", "dropout", "give_way", "joint_passage"),
+    *("joint_passage_size", "navigation", "passage", "reverse_transport", "transport"),
+)
+# The entry of the info that is non-zero where done() is true for a failure.
+_FAILURES = {"balance": "ground_rew"}
+# The option without which done() is never true.
 _ENDS_WITH = {"discovery": ("targets_respawn", False), "give_way": ("done_on_completion", True)}
 
 
@@ -66,14 +58,14 @@ def reported_success(env: EnvBase) -> Outcome | None:
     # VMAS's own time limit ends an episode as its success does.
     if environment is None or environment.max_steps is not None:
         return None
-    # Where the done() in force is written: a subclass that has its own reports nothing.
+    # The file of the done() in force: a subclass that has its own reports nothing.
     file = Path(environment.scenario.done.__code__.co_filename)
     if not file.is_relative_to(Path(vmas.__file__).parent) or file.stem not in _ENDS_IN_SUCCESS:
         return None
     option, needed = _ENDS_WITH.get(file.stem, ("", ""))
     if getattr(environment.scenario, option, "") != needed:
         return None
-    failures = [key for key in _info_entries(env) if key[-1] == _ENDS_IN_SUCCESS[file.stem]]
+    failures = [key for key in _info_entries(env) if key[-1] == _FAILURES.get(file.stem)]
     if not failures:
         return lambda after: after["terminated"].squeeze(-1)
     return lambda after: after["terminated"].squeeze(-1) & ~_nonzero(after, failures).any(-1)

@@ -12,7 +12,7 @@ from vmas.simulator.environment import Environment
 
 
 class Padding:
-    """Pads what the agents of a group see and do to equal sizes, and tells their kinds apart.
+    """Pads the observations and actions of the agents of a group to equal sizes, and tells their kinds apart.
 
     Agents are of one kind if they share the name, without a last ``_INDEX``, and the sizes of observation and action.
     In a group of ``K > 1`` kinds, every observation is padded with zeros to the longest and gets a one-hot of the ``K``

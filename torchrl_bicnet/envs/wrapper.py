@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS with masked resets and whole groups read and written at once."""
+"""TorchRL's wrapper of VMAS with masked resets, whole groups read and written at once, and a captured step."""
 
 from __future__ import annotations
 
@@ -14,51 +14,50 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, Stacked, StackedComposite
 from torchrl.envs import VmasWrapper
 
-from torchrl_bicnet.vmas_fast.captured_step import FixedStep, capture, refuse_what_cannot_be_captured
-from torchrl_bicnet.vmas_state.partial_reset import reset_rows
+from torchrl_bicnet.vmas_fast.captured_step import Actions, CapturedStep, capture, check_capturable
 
 
-class _VmasWrapper(VmasWrapper):
+class VmasBatchWrapper(VmasWrapper):
     """TorchRL's wrapper with masked resets and one Bounded spec for agents that differ in their action bounds alone.
 
     A step reads and writes each group as a whole, where TorchRL makes a tensordict for each agent and stacks them.
     """
 
-    fixed_step: FixedStep | None = None
+    captured_step: CapturedStep | None = None
 
     def capture(self) -> None:
         """Step in fixed memory from now on, and on CUDA by replaying a graph."""
         actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
-        refuse_what_cannot_be_captured(self._env, functools.partial(self._simulate, self._env.step), actions)
-        self._env.world.skips_far_pairs = False
+        check_capturable(self._env, functools.partial(self._simulate, self._env.step), actions)
         step = functools.partial(self._simulate, self._env.step_without_draws)
         record = functools.partial(capture, self.device) if self.device.type == "cuda" else None
-        self.fixed_step = FixedStep(self._env, step, record)
+        self.captured_step = CapturedStep(self._env, step, record)
 
-    def to(self, device: torch.device | str) -> _VmasWrapper:
-        if self.fixed_step is not None and torch.device(device) != self.device:
+    def to(self, device: torch.device | str) -> VmasBatchWrapper:
+        if self.captured_step is not None and torch.device(device) != self.device:
             raise RuntimeError(f"A captured step stays on {self.device}; make another environment for {device}.")
         return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = {group: tensordict.get((group, "action")) for group in self._members}
-        return self._simulate(self._env.step, actions) if self.fixed_step is None else self.fixed_step(actions)
+        return self._simulate(self._env.step, actions) if self.captured_step is None else self.captured_step(actions)
 
-    def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: dict[str, Tensor]) -> TensorDictBase:
-        apart: list[Any] = [None] * len(self.agent_names)
+    def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: Actions) -> TensorDictBase:
+        by_agent: list[Any] = [None] * len(self.agent_names)
         for group, members in self._members.items():
             for i, action in zip(members, actions[group].unbind(1)):
-                apart[i] = action
-        observations, rewards, dones, infos = step(apart)
+                by_agent[i] = action
+        observations, rewards, dones, infos = step(by_agent)
         return self._read(observations, dones, infos, rewards)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        # A CPU is asked whether it is a reset of all, which is faster; a GPU would have to be waited for.
+        # A reset of all is faster, but whether the mask picks all is read on a CPU only: a GPU would have to be waited
+        # for.
         if mask is None or (mask.device.type == "cpu" and mask.all()):
             self._env.reset(return_observations=False)
             return self._read(*self._env.get_from_scenario(True, False, True, True))
-        return self._read(*reset_rows(self._env, mask.squeeze(-1)))
+        return self._read(*self._env.reset_rows(mask.squeeze(-1)))
 
     def _read(self, observations: Any, dones: Any, infos: Any, rewards: Any = None) -> TensorDictBase:
         done = self.read_done(dones)  # (num_envs, 1)
@@ -71,7 +70,7 @@ class _VmasWrapper(VmasWrapper):
                     agents[-1]["reward"] = rewards[i]
                 if infos[i]:
                     agents[-1]["info"] = {key: value.to(torch.float32) for key, value in infos[i].items()}
-            groups[group] = self._stack(agents) if self._uniform[group] else self._stack_apart(agents, group)
+            groups[group] = self._stack(agents) if self._uniform[group] else self._stack_lazily(agents, group)
         return TensorDict(groups, batch_size=self.batch_size, device=self.device)
 
     @functools.cached_property
@@ -99,10 +98,10 @@ class _VmasWrapper(VmasWrapper):
         entries = {key: self._stack([agent[key] for agent in agents]) for key in agents[0]}
         return TensorDict(entries, batch_size=(*self.batch_size, len(agents)), device=self.device)
 
-    def _stack_apart(self, agents: list[Any], group: str) -> TensorDictBase:
-        """As TorchRL does it: a lazy stack, or what the agents have in common."""
-        apart = [self._stack([agent])[:, 0] for agent in agents]
-        stacked = LazyStackedTensorDict.maybe_dense_stack(apart, dim=1)
+    def _stack_lazily(self, agents: list[Any], group: str) -> TensorDictBase:
+        """Agents of different entries or shapes as TorchRL stacks them: lazily, or what all of them have."""
+        by_agent = [self._stack([agent])[:, 0] for agent in agents]
+        stacked = LazyStackedTensorDict.maybe_dense_stack(by_agent, dim=1)
         return stacked if self.het_specs_map[group] else stacked.to_tensordict()
 
     def _make_unbatched_group_specs(self, group: str) -> tuple[Composite | None, ...]:

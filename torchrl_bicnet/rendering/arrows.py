@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_bicnet.checks import check_type
+
 if TYPE_CHECKING:
     from torchrl_bicnet.rendering.canvas import Canvas
 
@@ -16,9 +18,8 @@ ARROW_WIDTH = 10.0  # of the strongest influence, in pixels of VMAS's window
 
 
 def arrow_strength(influence: Tensor, num_envs: int, n_agents: int) -> Tensor:
-    """Off the diagonal, relative to the largest: (num_envs, N, N)."""
-    if not isinstance(influence, Tensor) or influence.is_complex() or influence.is_meta:
-        raise TypeError(f"influence must be a real tensor, found {influence!r}.")
+    """Influences off the diagonal, relative to the largest: (num_envs, N, N)."""
+    check_type("influence", influence, Tensor, "a tensor")
     shapes = ((n_agents, n_agents), (num_envs, n_agents, n_agents))
     if influence.shape not in shapes:
         raise ValueError(f"influence must be of shape {shapes[0]} or {shapes[1]}, found {tuple(influence.shape)}.")

@@ -149,27 +149,38 @@ class Canvas:
             def draw(self) -> None:
                 canvas._draw_image(self.img, self.x, self.y, self.scale)
 
+        def image_data(width: int, height: int, _: str, data: np.ndarray, **__: Any) -> np.ndarray:
+            return data.reshape(height, width, 4)
+
+        def no_library(name: str) -> None:
+            raise ImportError(f"no {name} is wanted here")
+
+        def window(**_: Any) -> SimpleNamespace:
+            return SimpleNamespace(clear=_nothing, switch_to=_nothing, dispatch_events=_nothing, flip=_nothing)
+
+        gl, pyglet = ModuleType("pyglet.gl"), ModuleType("pyglet")
+        vars(gl).update(self._gl())
+        vars(pyglet).update(
+            gl=gl,
+            options={},
+            lib=SimpleNamespace(load_library=no_library),
+            window=SimpleNamespace(Window=window),
+            font=SimpleNamespace(have_font=lambda name: True),
+            text=SimpleNamespace(Label=Label),
+            image=SimpleNamespace(ImageData=image_data),
+            sprite=SimpleNamespace(Sprite=Sprite),
+        )
+        return {"pyglet": pyglet, "pyglet.gl": gl}
+
+    def _gl(self) -> dict[str, Any]:
         class Pixels:
             """``GLubyte * size``, a type whose instances hold an image's bytes."""
 
             def __mul__(self, size: int) -> Any:
                 return lambda *values: np.array(values, dtype=np.uint8)
 
-        def image_data(width: int, height: int, _: str, data: np.ndarray, **__: Any) -> np.ndarray:
-            return data.reshape(height, width, 4)
-
-        def nothing(*_: Any, **__: Any) -> None:
-            pass
-
-        def no_library(name: str) -> None:
-            raise ImportError(f"no {name} is wanted here")
-
-        def window(**_: Any) -> SimpleNamespace:
-            return SimpleNamespace(clear=nothing, switch_to=nothing, dispatch_events=nothing, flip=nothing)
-
         modes = dict.fromkeys(("GL_POLYGON", "GL_QUADS", "GL_TRIANGLES"), "polygon")
         modes |= {"GL_POINTS": "points", "GL_LINES": "lines", "GL_LINE_STRIP": "strip", "GL_LINE_LOOP": "loop"}
-        state = ("BLEND", "LINE_SMOOTH", "LINE_SMOOTH_HINT", "LINE_STIPPLE", "NICEST", "PROJECTION", "SRC_ALPHA")
         functions = {
             "glPushMatrix": lambda: self._matrices.append(self._matrices[-1]),
             "glPopMatrix": self._matrices.pop,
@@ -185,19 +196,11 @@ class Canvas:
         }
         # State that is always as VMAS sets it here, or that a picture without a window does not have.
         unused = ("glBlendFunc", "glClearColor", "glDisable", "glEnable", "glHint", "glLineStipple", "glLoadIdentity")
-        gl = ModuleType("pyglet.gl")
-        vars(gl).update(modes, GLubyte=Pixels(), GL_ONE_MINUS_SRC_ALPHA="", **functions)
-        vars(gl).update({f"GL_{name}": "" for name in state})
-        vars(gl).update(dict.fromkeys((*unused, "glMatrixMode", "gluOrtho2D"), nothing))
-        pyglet = ModuleType("pyglet")
-        vars(pyglet).update(
-            gl=gl,
-            options={},
-            lib=SimpleNamespace(load_library=no_library),
-            window=SimpleNamespace(Window=window),
-            font=SimpleNamespace(have_font=lambda name: True),
-            text=SimpleNamespace(Label=Label),
-            image=SimpleNamespace(ImageData=image_data),
-            sprite=SimpleNamespace(Sprite=Sprite),
-        )
-        return {"pyglet": pyglet, "pyglet.gl": gl}
+        functions |= dict.fromkeys((*unused, "glMatrixMode", "gluOrtho2D"), _nothing)
+        state = ("BLEND", "LINE_SMOOTH", "LINE_SMOOTH_HINT", "LINE_STIPPLE", "NICEST", "PROJECTION", "SRC_ALPHA")
+        constants = {f"GL_{name}": "" for name in (*state, "ONE_MINUS_SRC_ALPHA")}
+        return {**constants, **modes, **functions, "GLubyte": Pixels()}
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass

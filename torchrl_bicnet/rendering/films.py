@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,12 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_bicnet.checks import check_number, check_type
-from torchrl_bicnet.envs.random_stream import RandomStream
-from torchrl_bicnet.evaluation import act, check_evaluation, in_eval_mode
+from torchrl_bicnet.episodes import first_episodes
 from torchrl_bicnet.rendering.worlds import agents_of, mosaic, render, vmas_environment
 
 MIN_FPS = 0.001
-MAX_FPS = {".gif": 50, ".mp4": 1000}  # browsers show frames of a GIF shorter than 20 ms for 100 ms
 MAX_GIF_DURATION = 655_350  # of one picture, in ms: 16 bits of hundredths of a second
 
 
@@ -40,7 +35,7 @@ def record(
     influence: Tensor | Callable[[TensorDictBase], Tensor] | None = None,
     **drawing: Any,
 ) -> list[np.ndarray]:
-    """Frames of the first episode of one environment or of several, without exploration.
+    """Film the first episode of one environment or of several, without exploration.
 
     The episodes are those of :func:`~torchrl_bicnet.evaluate` with the same seed. An episode that ended shows its last
     state until all that are filmed have ended. Like an evaluation it leaves the policy's mode and all random streams
@@ -62,10 +57,6 @@ def record(
     Returns:
         list of ndarray: the start state and the state after each step, each ``(H, W, 3)`` uint8.
 
-    Raises:
-        ValueError, TypeError, KeyError, ImportError: for what :func:`~torchrl_bicnet.evaluate` and
-            :func:`~torchrl_bicnet.rendering.render` refuse, before the environment is seeded or reset.
-
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
         >>> env = make_vmas_env("navigation", num_envs=4, n_agents=3)
@@ -73,31 +64,27 @@ def record(
         >>> len(frames), frames[0].shape
         (6, (202, 202, 3))
     """
-    check_evaluation(env, policy, max_steps, seed)
-    constant = None if callable(influence) else influence
     if callable(influence):
         agents_of(env, vmas_environment(env), drawing.get("group"))
+    constant = None if callable(influence) else influence
     render(env, env_index, columns=columns, influence=constant, **drawing)  # refuses what it would refuse below
-    indices = [env_index] if not isinstance(env_index, Sequence) else list(env_index)
+    indices = list(env_index) if isinstance(env_index, Sequence) else [env_index]
+    pictures: list[np.ndarray] = [np.empty(0)] * len(indices)
     frames = []
-    deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
-    with in_eval_mode(policy), RandomStream(seed, vmas_environment(env).device), deterministic:
-        if seed is not None:
-            env.set_seed(seed)
-        td = env.reset()
-        running = torch.ones_like(td["done"])  # (num_envs, 1)
-        pictures: list[np.ndarray] = [np.empty(0)] * len(indices)
-        for step in range(max_steps + 1):
-            arrows = influence(td) if callable(influence) else influence
-            for place, index in enumerate(indices):
-                if running[index]:
-                    pictures[place] = render(env, index, influence=arrows, **drawing)
-            frames.append(mosaic(pictures, columns))
-            running = running & ~td["done"]
-            if step == max_steps or not running[indices].any():
+
+    def draw(state: TensorDictBase, running: Tensor) -> None:
+        arrows = influence(state) if callable(influence) else influence
+        for place, index in enumerate(indices):
+            if running[index]:
+                pictures[place] = render(env, index, influence=arrows, **drawing)
+        frames.append(mosaic(pictures, columns))
+
+    with first_episodes(env, policy, max_steps=max_steps, seed=seed) as (start, steps):
+        draw(start, torch.ones_like(start["done"]))
+        for step in steps:
+            draw(step.next_state, step.running)
+            if not (step.running & ~step.after["done"].squeeze(-1))[indices].any():
                 break
-            with torch.no_grad():
-                td = env.step_mdp(env.step(act(env, policy, td)))
     return frames
 
 
@@ -114,12 +101,8 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
             hundredths of a second and one frame for several equal ones; odd sides of an MP4 get a row or a column more.
 
     Raises:
-        ValueError: for another suffix, no frames, frames of another or of different shapes or dtypes, ``fps`` below
-            0.001, above 50 for a GIF or above 1000 for an MP4, or a GIF that stands still for more than 655.35 s.
-        TypeError: for a path, frames or ``fps`` of another type.
-        FileNotFoundError: if the folder does not exist.
-        IsADirectoryError: if the path is a folder.
-        ImportError: if Pillow (GIF) or PyAV (MP4) is not installed.
+        ValueError: for more than 50 frames per second in a GIF or 1000 in an MP4, and for a GIF that stands still for
+            more than 655.35 s.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -127,34 +110,23 @@ def save_film(frames: Sequence[np.ndarray], path: str | Path, *, fps: float = 10
         >>> with TemporaryDirectory() as folder:
         ...     save_film(frames, f"{folder}/grey.gif", fps=5)
     """
-    check_type("path", path, (str, os.PathLike), "a path")
-    check_type("frames", frames, (Sequence, np.ndarray), "a sequence of arrays")
-    check_number("fps", fps)
     path = Path(path)
-    writers = {".gif": (_write_gif, "PIL", "pillow"), ".mp4": (_write_mp4, "av", "av")}
-    if path.suffix.lower() not in writers:
+    write, fastest = WRITERS.get(path.suffix.lower(), (None, 0))
+    if write is None:
         raise ValueError(f"A film is a .gif or an .mp4, found {path.name!r}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
-    if path.is_dir():
-        raise IsADirectoryError(f"There is a folder {path}, where the film should be written.")
-    fastest = MAX_FPS[path.suffix.lower()]
+    check_number("fps", fps)
     if not MIN_FPS <= fps <= fastest:
         raise ValueError(f"fps must be from {MIN_FPS} to {fastest}, found {fps}.")
     if len(frames) == 0:
-        raise ValueError(f"A film needs at least one frame, found none: frames={frames!r}.")
+        raise ValueError("A film needs at least one frame, found none.")
     for number, frame in enumerate(frames):
-        if not isinstance(frame, np.ndarray):
-            raise TypeError(f"frames must be arrays, frame {number} is {frame!r}.")
+        check_type("frames", frame, np.ndarray, "arrays")
         wrong = frame.ndim != 3 or frame.shape[2:] != (3,) or frame.size == 0
         if wrong or frame.dtype != np.uint8 or frame.shape != frames[0].shape:
             raise ValueError(
                 f"Frames must be (H, W, 3) uint8, not empty, all of one size; the first is {frames[0].shape} "
                 f"{frames[0].dtype}, frame {number} is {frame.shape} {frame.dtype}."
             )
-    write, module, package = writers[path.suffix.lower()]
-    if find_spec(module) is None:
-        raise ImportError(f"Writing {path.suffix} needs {module}: pip install {package}.")
     write(frames, path, fps)
 
 
@@ -211,3 +183,8 @@ def _write_mp4(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
             image = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
             container.mux(stream.encode(image))
         container.mux(stream.encode())
+
+
+# By the file's suffix: the writer, and the most frames per second; browsers show frames of a GIF shorter than 20 ms for
+# 100 ms.
+WRITERS = {".gif": (_write_gif, 50), ".mp4": (_write_mp4, 1000)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torchrl.envs import EnvBase
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
+from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
 from torchrl_bicnet.specs import find_group
@@ -64,11 +65,6 @@ def render(
 
     Returns:
         ndarray: ``(H, W, 3)`` uint8.
-
-    Raises:
-        ImportError: if Matplotlib is not installed.
-        TypeError: if there is no VMAS environment inside ``env``, or ``influence`` is not a real tensor.
-        ValueError: for an index, a size, a shape or a group that is not there; the message has what was found.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env
@@ -123,29 +119,19 @@ def check_drawing(
     if not indices:
         raise ValueError(f"env_index must name at least one environment, found none: {env_index!r}.")
     for index in indices:
-        check_whole_number("env_index", index, 0, environment.num_envs - 1)
-    for name, value, low, high in (
+        check_integer("env_index", index, 0, environment.num_envs - 1)
+    for name, value, least, most in (
         ("width", width, 1, MAX_WIDTH),
-        ("columns", columns, 1, len(indices)),
+        ("columns", columns, 1, math.inf),
         ("agent_index_focus", agent_index_focus, 0, environment.n_agents - 1),
     ):
         if value is not None:
-            check_whole_number(name, value, low, high)
-    if find_spec("matplotlib") is None:
-        raise ImportError("Drawing needs Matplotlib: pip install matplotlib.")
+            check_integer(name, value, least, most)
     return indices
 
 
-def check_whole_number(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """A ValueError that names the value unless it is in the range."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be a whole number {expected}, found {value!r}.")
-
-
 def agents_of(env: Any, environment: Environment, group: NestedKey | None) -> list[Agent]:
-    """Those that a matrix of influences is about; an error for a group that is not there."""
+    """Agents that a matrix of influences is about; an error for a group that is not there."""
     if isinstance(env, EnvBase):
         names = env.group_map[find_group(env, group)]
         return [agent for name in names for agent in environment.agents if agent.name == name]

@@ -23,7 +23,7 @@ from torchrl.checkpoint import (
     StateDictCheckpointAdapter,
 )
 
-from torchrl_bicnet.checks import check_device, check_integer, check_number, check_type
+from torchrl_bicnet.checks import check_integer
 
 # All that a checkpoint of ours is made of. TorchRL and tensordict would unpickle other files, and let JSON name classes
 # and methods to call: so tensors come from plain tensordicts alone.
@@ -43,7 +43,6 @@ def verify_checkpoint(path: Path | str) -> None:
         CheckpointError: for a file that is missing, truncated, changed (each part has a checksum) or something else
             than such an archive; for any part that is not plain JSON or a memory-mapped tensor, since loading it could
             run code.
-        TypeError: for something else than a path.
 
     Example:
         >>> import tempfile, torch
@@ -57,7 +56,6 @@ def verify_checkpoint(path: Path | str) -> None:
         ...     print("net.torchrl is not a whole checkpoint" in str(error))
         True
     """
-    check_type("path", path, (str, os.PathLike), "a path")
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a file that Checkpoints wrote.")
@@ -112,10 +110,6 @@ class Checkpoints:
         leave_out (collection of str): names that are never saved, such as the replay buffer to save space. They stay
             as they are when a checkpoint is restored.
 
-    Raises:
-        TypeError: for an argument of another type, or a component that cannot be saved.
-        ValueError: for a name in ``best_components`` or ``leave_out`` that is no component, ``keep_last`` below 1.
-
     Example:
         >>> import tempfile, torch
         >>> net, counters = torch.nn.Linear(2, 1), {"frames": 600}
@@ -138,17 +132,11 @@ class Checkpoints:
         best_components: Collection[str] = (),
         leave_out: Collection[str] = (),
     ) -> None:
-        check_type("folder", folder, (str, os.PathLike), "a path")
-        check_type("components", components, dict, "a dict of name to component")
         for name, component in components.items():
-            check_type("A name in components", name, str, "a string")
             if not isinstance(component, (dict, list)) and not hasattr(component, "load_state_dict"):
                 found = type(component).__name__
                 raise TypeError(f"components[{name!r}] must have a state dict or be a dict or list, found {found}.")
         check_integer("keep_last", keep_last)
-        for option, names in (("best_components", best_components), ("leave_out", leave_out)):
-            if isinstance(names, str) or not isinstance(names, Collection):
-                raise TypeError(f"{option} must be a collection of names, found {names!r}.")
         unknown = sorted({*best_components, *leave_out} - components.keys())
         if unknown:
             raise ValueError(f"No component is called {', '.join(unknown)}; there are {', '.join(components)}.")
@@ -169,7 +157,6 @@ class Checkpoints:
 
         Raises:
             OSError: if the disk is full, before anything is written. The checkpoints before this one stay.
-            TypeError, ValueError: for a step that is no integer, or negative.
         """
         check_integer("step", step, least=0)
         self._make_space(self.saved_components)
@@ -183,10 +170,8 @@ class Checkpoints:
 
         Raises:
             OSError: if the disk is full, before anything is written.
-            TypeError, ValueError: for a step that is no integer, or negative; for a metric that is no number or NaN.
         """
         check_integer("step", step, least=0)
-        check_number("metric", metric)
         if math.isnan(metric):
             raise ValueError(f"metric must be a number to compare, found {metric}.")
         best = self.best()
@@ -217,11 +202,7 @@ class Checkpoints:
             CheckpointError: if it is not a whole checkpoint, names the next older one if there is any; if it is one of
                 other components, lists them. The components are untouched if the file is damaged, but may be partly
                 loaded if it is whole and of others.
-            TypeError, ValueError: for a path or device that is none.
         """
-        check_type("path", path, (str, os.PathLike), "a path")
-        if map_location is not None:
-            check_device(map_location, "map_location")
         path = Path(path).absolute()
         in_best = path.parent == self._best.directory
         try:

@@ -23,9 +23,6 @@ class CollectorState:
     Args:
         collector (Collector): over an environment of :func:`~torchrl_bicnet.make_vmas_env`, in this process.
 
-    Raises:
-        TypeError: for something else than a collector, or one over another environment.
-
     Example:
         >>> import torch
         >>> from torchrl_bicnet import make_vmas_env
@@ -59,27 +56,22 @@ class CollectorState:
         """Go on from there.
 
         Raises:
-            TypeError: for a state that is no dict, or parts of it that are none.
-            ValueError: for a state that lacks a part, or is that of another scenario or number of environments. The
-                collector is unchanged then.
+            ValueError: for a state that lacks a part, is damaged, or is that of another scenario or number of
+                environments. The collector is unchanged then.
         """
         check_type("state", state, dict, "a dict")
-        parts = {"counters": dict, "carrier": dict, "tensors": dict, "plain": str}
-        for name, kind in parts.items():
-            if name not in state:
-                raise ValueError(f"The state of a collector must hold {name}, found {', '.join(state) or 'nothing'}.")
-            check_type(name, state[name], kind, f"a {kind.__name__}")
+        for name, kind in {"counters": dict, "carrier": dict, "tensors": dict, "plain": str}.items():
+            if not isinstance(state.get(name), kind):
+                raise ValueError(f"The state of a collector must hold {name}, a {kind.__name__}; found {list(state)}.")
         try:
             plain = json.loads(state["plain"])
         except (ValueError, RecursionError) as error:
             raise ValueError(f"The state is damaged, plain should be JSON: {error}.") from error
         for name in ("frames", "iter"):
             check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
+        carrier = TensorDict(state["carrier"])
         for key in self.collector.env.observation_keys:
-            found = state["carrier"]
-            for part in key if isinstance(key, tuple) else (key,):
-                found = found.get(part) if isinstance(found, dict) else None
-            if not isinstance(found, Tensor):
+            if not isinstance(carrier.get(key, None), Tensor):
                 raise ValueError(f"The state is damaged or of another environment: carrier has no tensor at {key!r}.")
         restore(self.collector.env, WorldSnapshot(TensorDict(state["tensors"]), plain))
         self.collector.load_state_dict(state["counters"], strict=False)

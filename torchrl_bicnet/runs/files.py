@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_bicnet.checks import check_type
-
 
 def read_options(folder: Path | str) -> dict[str, Any]:
     """The options in a run folder's ``run.json``.
 
     Args:
-        folder (Path or str): made by :meth:`Run.create`, as ``examples/train_vmas.py`` does.
+        folder (Path or str): of a :class:`~torchrl_bicnet.Run`, as ``examples/train_vmas.py`` leaves it.
 
     Returns:
         dict: name to value, as JSON has it.
@@ -24,15 +22,14 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: without such a file.
         ValueError: if it is damaged.
-        TypeError: for a folder that is no path.
 
     Example:
-        >>> import tempfile
-        >>> from torchrl_bicnet import Run
-        >>> read_options(Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation"}))
+        >>> import json, tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "run.json").write_text(json.dumps({"options": {"scenario": "navigation"}}))
+        >>> read_options(folder)
         {'scenario': 'navigation'}
     """
-    check_type("folder", folder, (str, os.PathLike), "a path")
     file = Path(folder) / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has no run.json.")
@@ -45,7 +42,7 @@ def read_options(folder: Path | str) -> dict[str, Any]:
     return options
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write a file that is there whole or not at all."""
     part = file.with_name(f".{file.name}.part")
     part.write_text(text)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.runs.files import read_options, read_scalars
 from torchrl_bicnet.runs.statistics import interquartile_mean
 
@@ -81,12 +80,8 @@ def learning_curves(
         list of LearningCurve: in the order of the folders.
 
     Raises:
-        TypeError: for an argument of another type; one folder is no sequence of them.
-        FileNotFoundError: for a folder without ``run.json``.
-        ValueError: for no folder, or one that comes twice; for a ``run.json`` or CSV file that is not as it should be,
-            the message names file and line; for a metric that a run does not have, the message lists those it has; for
-            runs that share no frame count; for ``normalise`` that does not name the panels, or panels of which one has
-            a curve that another has not.
+        ValueError: for a ``run.json`` or CSV file that is not as it should be, the message names file and line; for a
+            metric that a run does not have, the message lists those it has; for runs that share no frame count.
 
     Example:
         >>> import json, tempfile
@@ -104,10 +99,6 @@ def learning_curves(
     for name, names in (("folders", folders), ("ignore", ignore)):
         if isinstance(names, (str, os.PathLike)) or not isinstance(names, Collection):
             raise TypeError(f"{name} must be a collection, found {names!r}.")
-    for folder in folders:
-        check_type("folders", folder, (str, os.PathLike), "paths")
-    check_type("metric", metric, str, "a string")
-    check_type("normalise", normalise, (Mapping, type(None)), "a mapping or None")
     series = _read_runs(folders, metric)
     panels: dict[str, dict[str, list[_Series]]] = {}  # panel to label to runs
     for panel in dict.fromkeys(run.panel for run in series):
@@ -190,11 +181,7 @@ def _check_normalisation(
     if normalise.keys() != panels.keys():
         raise ValueError(f"normalise must name the panels {', '.join(panels)}, found {', '.join(normalise) or 'none'}.")
     for panel, pair in normalise.items():
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"normalise needs two values of each panel, found {panel}: {pair!r}.")
         zero, one = pair
-        for value in pair:
-            check_number(f"normalise[{panel!r}]", value)
         if not np.isfinite([zero, one]).all() or zero == one:
             raise ValueError(f"normalise needs two different finite values, found {panel}: {zero}, {one}.")
     labels = next(iter(panels.values())).keys()

@@ -25,10 +25,6 @@ def plot_learning_curves(curves: Sequence[LearningCurve]) -> Figure:
     Returns:
         Figure: of Matplotlib, outside of pyplot: ``figure.savefig("picture.png")``.
 
-    Raises:
-        TypeError: for something else than curves.
-        ValueError: if there is no curve.
-
     Example:
         >>> from pathlib import Path
         >>> import numpy as np

@@ -1,173 +1,295 @@
-"""A training run on disk: its folder, its metrics, its progress, and how it is stopped."""
+"""A training run on disk: its folder, metrics, checkpoints and progress, and how it is stopped and resumed."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import re
+import shlex
 import signal
-import subprocess
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 from torchrl.checkpoint import CheckpointError
 from torchrl.record.loggers import get_logger
 
-from torchrl_bicnet.checks import check_integer, check_type
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.evaluation import Evaluation
+from torchrl_bicnet.runs.checkpoints import Checkpoints
+from torchrl_bicnet.runs.files import read_options, read_scalars, write_atomically
+from torchrl_bicnet.runs.learning_curves import learning_curves
+from torchrl_bicnet.runs.plots import plot_learning_curves
+from torchrl_bicnet.runs.provenance import provenance
+from torchrl_bicnet.runs.signals import stop_signals
 
 if find_spec("tqdm") is not None:
     from tqdm import tqdm
-from torchrl_bicnet.runs.files import write_whole
 
-LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
-PACKAGES = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas", "numpy")
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 class Run:
-    """A run folder, its metrics and its progress bar.
+    """A training run's folder, metrics, checkpoints, progress bar and signals; your loop does the training.
 
-    The folder holds ``run.json`` (options, versions, machine, date and git commit) and ``scalars/NAME.csv``, rows of
-    ``frames,value``, by TorchRL's :class:`~torchrl.record.loggers.csv.CSVLogger`. TensorBoard or W&B get the metrics
-    too if asked for; of a resumed run they get those after the checkpoint a second time, the CSV files do not.
+    The folder holds ``run.json`` (options, versions, machine, date and git commit), ``scalars/NAME.csv`` (rows of
+    ``frames,value``), ``checkpoints/`` (the last two, and in ``best/`` the one with the highest evaluation return) and,
+    at the end, ``test_returns.json`` and ``pictures/``. Nothing is written before :meth:`start`.
+
+    Inside ``with run:``, Ctrl-C and SIGTERM wait for the next :meth:`checkpoint`, which then ends the run. A run that
+    ends before its time, by a signal, a full disk, a damaged checkpoint or a value that is not finite, exits the
+    program (``SystemExit``) with a line that says how to go on.
 
     Args:
-        folder (Path or str): an existing folder, made by :meth:`create`.
+        folder (Path or str): must not exist yet.
+        options (mapping): whatever tells this run from others, as JSON values.
 
     Keyword Args:
-        total_frames (int): frames of the whole run, for the progress bar.
-        logger (str): ``"csv"``, or one of TorchRL's others in addition. Defaults to ``"csv"``.
-        shown (tuple of str): the metrics whose last values stand beside the bar, by the end of their names.
+        resumed (bool): whether the folder is there already, as :meth:`resume` finds it. Defaults to ``False``.
 
     Raises:
-        ModuleNotFoundError: without ``tqdm``, which the extra ``train`` installs.
-        FileNotFoundError: without the folder.
-        TypeError, ValueError: for an option of another type, ``total_frames`` below 1, or an unknown logger.
+        FileExistsError: if the folder exists: a run is not overwritten.
 
     Example:
-        >>> import tempfile
-        >>> from torchrl_bicnet.runs import read_options
-        >>> folder = Run.create(Path(tempfile.mkdtemp()) / "run", {"scenario": "navigation", "seed": 0})
-        >>> read_options(folder)
-        {'scenario': 'navigation', 'seed': 0}
-        >>> run = Run(folder, total_frames=600)
-        >>> run.log(600, {"loss_value": torch.tensor(0.5)})
-        >>> run.close()
+        >>> import tempfile, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with Run(folder, {"scenario": "navigation", "seed": 0}) as run:
+        ...     frames = run.start({"net": net}, total_frames=600)
+        ...     run.log(600, {"loss_value": torch.tensor(0.5)})
+        ...     run.checkpoint(interval=60)
         >>> (folder / "scalars" / "loss_value.csv").read_text()
         '600,0.5\\n'
+        >>> with Run.resume(folder) as run:
+        ...     run.options, run.start({"net": net}, total_frames=600)
+        ({'scenario': 'navigation', 'seed': 0}, 600)
     """
 
-    def __init__(
-        self, folder: Path | str, *, total_frames: int, logger: str = "csv", shown: tuple[str, ...] = ()
-    ) -> None:
-        if find_spec("tqdm") is None:
-            raise ModuleNotFoundError("Run shows progress with tqdm: pip install tqdm.")
-        check_type("folder", folder, (str, os.PathLike), "a path")
+    def __init__(self, folder: Path | str, options: Mapping[str, Any], *, resumed: bool = False) -> None:
+        self.folder, self.options = Path(folder), dict(options)
+        self.checkpoint_path: Path | None = None
+        self._resumed, self._started = resumed, False
+        self._closing = ExitStack()
+        if self.folder.exists() and not resumed:
+            raise FileExistsError(f"The run folder {folder} exists; choose another.")
+
+    @classmethod
+    def resume(cls, path: Path | str) -> Run:
+        """The run in a folder, to go on from its last checkpoint, or from the checkpoint that ``path`` names.
+
+        Raises:
+            FileNotFoundError: if there is no run.
+            ValueError: for a damaged ``run.json``, or a best checkpoint, which holds the networks alone.
+        """
+        path = Path(path).absolute()
+        folder = path.parent.parent if path.is_file() else path
+        if folder.name == "checkpoints":
+            raise ValueError(f"{path} holds networks, not what a training goes on from: resume {folder.parent}.")
+        run = cls(folder, read_options(folder), resumed=True)
+        run.checkpoint_path = path if path.is_file() else Checkpoints(folder / "checkpoints", {}).latest()
+        return run
+
+    def start(
+        self,
+        components: Mapping[str, Any],
+        *,
+        total_frames: int,
+        best: Collection[str] = (),
+        leave_out: Collection[str] = (),
+        logger: str = "csv",
+        shown: tuple[str, ...] = ("evaluation_return", "training_return", "loss_actor", "loss_value"),
+    ) -> int:
+        """Make the folder, or restore all components from the checkpoint; returns the frames to go on from.
+
+        Args:
+            components (mapping): name to what a checkpoint holds, as for :class:`~torchrl_bicnet.Checkpoints`. The run
+                adds its own ``metrics`` and ``tests``.
+
+        Keyword Args:
+            total_frames (int): frames of the whole run.
+            best (collection of str): the components that the best checkpoint holds, such as the networks, whose
+                parameters :meth:`log` keeps an eye on.
+            leave_out (collection of str): components that are not saved, such as the replay buffer.
+            logger (str): ``"csv"``, or ``"tensorboard"`` or ``"wandb"`` in addition. They get each step once, also
+                when the run is resumed.
+            shown (tuple of str): the metrics whose last values stand beside the bar, by the end of their names.
+
+        Raises:
+            BlockingIOError: if another process trains in this folder.
+            CheckpointError: if the checkpoint is damaged or of other components; nothing is changed then.
+        """
         check_integer("total_frames", total_frames)
-        check_type("shown", shown, tuple, "a tuple of names")
         if logger not in LOGGERS:
             raise ValueError(f"logger must be one of {', '.join(LOGGERS)}, found {logger!r}.")
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"There is no run folder {folder}; Run.create makes one.")
-        self.shown = shown
-        kinds = dict.fromkeys(("csv", logger))
-        self.loggers = [get_logger(kind, str(self.folder.parent), self.folder.name) for kind in kinds]
+        for package in {"tqdm", logger} - {"csv"}:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(f"This run needs {package}: pip install {package}.")
+        if not self._resumed:
+            self._make_folder()
+        self._lock()
+        self.total_frames, self._shown = total_frames, shown
+        self._last_values: dict[str, str] = {}
+        self._csv: Any = get_logger("csv", str(self.folder.parent), self.folder.name)
         for unused in ("texts", "videos"):
             with suppress(OSError):  # not empty
                 (self.folder / unused).rmdir()
-        self.bar = tqdm(total=total_frames, unit="frame", unit_scale=True, dynamic_ncols=True)
-        self._last_values: dict[str, str] = {}
-
-    @staticmethod
-    def create(folder: Path | str, options: Mapping[str, Any]) -> Path:
-        """Make the folder and write ``run.json``; returns the folder.
-
-        Raises:
-            FileExistsError: if it exists: a run is not overwritten.
-            TypeError: for options that are no mapping.
-        """
-        check_type("folder", folder, (str, os.PathLike), "a path")
-        check_type("options", options, Mapping, "a mapping")
-        folder = Path(folder)
-        if folder.exists():
-            raise FileExistsError(f"The run folder {folder} exists; choose another.")
-        about = {
-            "options": dict(options),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": _commit(),
-        }
-        part = folder.with_name(f".{folder.name}.part")  # there whole, with its run.json, or not at all
-        part.mkdir(parents=True, exist_ok=True)
-        write_whole(part / "run.json", json.dumps(about, indent=2, default=str) + "\n")
-        os.rename(part, folder)
-        return folder
-
-    @property
-    def metrics(self) -> dict[str, list[tuple[int, float]]]:
-        """All rows so far by name, a component for :class:`~torchrl_bicnet.Checkpoints`."""
-        return self.loggers[0].experiment.scalars
+        self.metrics: dict[str, list[tuple[int, float]]] = self._csv.experiment.scalars
+        self.tests: dict[str, list[float]] = {}
+        self._networks = {name: components[name] for name in best if isinstance(components[name], nn.Module)}
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            {**components, "metrics": self.metrics, "tests": self.tests},
+            best_components=best,
+            leave_out=leave_out,
+        )
+        frames = 0 if self.checkpoint_path is None else self.checkpoints.resume(self.checkpoint_path)
+        self._sent = self._rewind()
+        self._other = None if logger == "csv" else self._other_logger(logger)
+        self._bar = self._closing.enter_context(
+            tqdm(total=total_frames, initial=frames, unit="frame", unit_scale=True, dynamic_ncols=True)
+        )
+        self._stop = self._closing.enter_context(stop_signals())
+        self.frames, self._frames_before = frames, frames
+        self._started = True
+        return frames
 
     def log(self, frames: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Write metrics under this number of frames and move the bar.
 
         Raises:
-            FloatingPointError: for a metric that is not finite, before anything is written.
-            TypeError, ValueError: for frames that are no count, or a metric that is not one number.
+            FloatingPointError: for a metric, or a parameter of the networks, that is not finite, before anything is
+                written.
         """
-        check_integer("frames", frames, least=0)
-        check_type("metrics", metrics, Mapping, "a mapping of name to number")
-        for name, value in metrics.items():
-            if not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)):
-                raise TypeError(f"{name} must be one number, found {value!r}.")
-        check_finite(frames, metrics)
-        self.bar.update(frames - self.bar.n)
-        rate = self.bar.format_dict["rate"]
+        parameters = {
+            f"{name}.{parameter}": value
+            for name, network in self._networks.items()
+            for parameter, value in network.named_parameters()
+        }
+        check_finite(frames, {**metrics, **parameters})
         values = {name: float(value) for name, value in metrics.items()}
-        self._last_values |= {name: f"{value:.3g}" for name, value in values.items() if name.endswith(self.shown)}
-        if rate is not None:
-            values["frames_per_second"] = rate
-        for logger in self.loggers:
-            for name, value in values.items():
-                logger.log_scalar(name, value, step=frames)
-        self.bar.set_postfix(self._last_values)
+        self._last_values |= {name: f"{value:.3g}" for name, value in values.items() if name.endswith(self._shown)}
+        if frames > self.frames:
+            self._frames_before, self.frames = self.frames, frames
+            self._bar.update(frames - self._bar.n)
+            if self._bar.format_dict["rate"] is not None:
+                values["frames_per_second"] = self._bar.format_dict["rate"]
+        for name, value in values.items():
+            self._csv.log_scalar(name, value, step=frames)
+            if self._other is not None and frames > self._sent:
+                self._other.log_scalar(name, value, step=frames)
+        self._bar.set_postfix(self._last_values)
 
-    def rewind(self, frames: int) -> None:
-        """Go on from a checkpoint that restored :attr:`metrics`: the CSV files are written anew from them.
+    def log_test(self, when: str, evaluation: Evaluation) -> None:
+        """Keep the team's return in each test episode, ``"before"`` or ``"after"`` the training, for :meth:`finish`."""
+        for group, returns in evaluation.returns.items():
+            name = when if len(evaluation.returns) == 1 else f"{group}/{when}"
+            self.tests[name] = returns.mean(-1).tolist()
+
+    def due(self, interval: int) -> bool:
+        """Whether a multiple of ``interval`` frames was reached with the last batch of them that was logged."""
+        return self.frames // interval > self._frames_before // interval
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """Write its metrics, and keep the networks if no evaluation returned more so far (mean over the groups)."""
+        metrics = evaluation.summary()
+        self.log(self.frames, metrics)
+        returns = [value for name, value in metrics.items() if name.endswith("evaluation_return")]
+        self.checkpoints.save_best(self.frames, sum(returns) / len(returns))
+
+    def checkpoint(self, interval: int) -> None:
+        """Write a checkpoint if one is due, at the end of the run, or if a signal has come, which then ends the run.
 
         Raises:
-            CheckpointError: for metrics that are no rows of frames and value, or whose names lead out of the folder,
-                before anything is written.
+            OSError: if the disk is full, before anything is written.
         """
+        if self.due(interval) or self._stop or self.frames >= self.total_frames:
+            self.checkpoint_path = self.checkpoints.save(self.frames)
+        if self._stop:
+            raise KeyboardInterrupt(self._stop[0])
+
+    def finish(self) -> str:
+        """Write the test returns, draw the learning curve, and say in a few lines where they are and what they are."""
+        write_atomically(self.folder / "test_returns.json", json.dumps(self.tests) + "\n")
+        picture = self.folder / "pictures" / "learning_curve.png"
+        picture.parent.mkdir(exist_ok=True)
+        plot_learning_curves(learning_curves([self.folder])).savefig(picture, dpi=120)
+        lines = [f"Options, metrics, checkpoints and pictures are in {self.folder}"]
+        for group in [name.removesuffix("before") for name in self.tests if name.endswith("before")]:
+            before, after = (torch.tensor(self.tests[group + when]) for when in ("before", "after"))
+            errors = [returns.std() / len(returns) ** 0.5 for returns in (before, after)]
+            lines.append(
+                f"{group}evaluation return: {before.mean():.2f} ± {errors[0]:.2f} before, {after.mean():.2f} ± "
+                f"{errors[1]:.2f} after {self.total_frames} frames (mean ± standard error of {len(after)} episodes)"
+            )
+        return "\n".join(lines)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing.close()
+        if isinstance(error, KeyboardInterrupt):
+            number = error.args[0] if error.args else signal.SIGINT
+            sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. {self._how_to_go_on()}\n")
+            raise SystemExit(128 + number) from error
+        if isinstance(error, (FloatingPointError, OSError)) and self._started:
+            raise SystemExit(f"error: {str(error).rstrip('.')}. {self._how_to_go_on()}") from error
+        if isinstance(error, (CheckpointError, ImportError, OSError, TypeError, ValueError)) and not self._started:
+            raise SystemExit(f"error: {error}") from error
+
+    def _how_to_go_on(self) -> str:
+        if not (self.folder / "run.json").is_file():
+            return "Nothing was written."
+        last = Checkpoints(self.folder / "checkpoints", {}).latest()
+        command = shlex.join(["python", os.path.relpath(sys.argv[0]), "--resume", str(self.folder)])
+        return f"{f'The last checkpoint is {last}. Go on' if last else 'There is no checkpoint. Start'}: {command}"
+
+    def _make_folder(self) -> None:
+        """Put the folder there with its ``run.json``, whole or not at all."""
+        part = self.folder.with_name(f".{self.folder.name}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        about = {"id": uuid4().hex[:8], "options": self.options, **provenance()}
+        write_atomically(part / "run.json", json.dumps(about, indent=2, default=str) + "\n")
+        os.rename(part, self.folder)
+
+    def _lock(self) -> None:
+        try:
+            self._closing.enter_context(FileLock(self.folder / ".lock", blocking=False))
+        except Timeout:
+            raise BlockingIOError(f"Another process trains in {self.folder}") from None
+
+    def _rewind(self) -> int:
+        """Write the CSV files anew from the checkpoint's metrics; returns the last frames that stood in them."""
         for name, rows in self.metrics.items():
             if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
                 raise CheckpointError(f"The checkpoint is damaged: it has a metric called {name!r}.")
             if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
                 raise CheckpointError(f"The checkpoint is damaged: metric {name} should be rows of frames and value.")
-        folder = self.folder / "scalars"
+        folder, last = self.folder / "scalars", -1
         for file in folder.rglob("*.csv"):
+            with suppress(ValueError):  # cut off by a crash
+                last = max(last, int(read_scalars(file)[0][-1]))
             file.unlink()
         for name, rows in self.metrics.items():
             file = folder / f"{name}.csv"
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, "".join(f"{step},{value}\n" for step, value in rows))
-        self.bar.n = self.bar.initial = frames
-        self.bar.refresh()
+            write_atomically(file, "".join(f"{step},{value}\n" for step, value in rows))
+        return last
 
-    def close(self) -> None:
-        """End the progress bar."""
-        self.bar.close()
+    def _other_logger(self, kind: str) -> Any:
+        about = json.loads((self.folder / "run.json").read_text())
+        options = {"wandb_kwargs": {"id": about.get("id")}} if kind == "wandb" else {}
+        return get_logger(kind, str(self.folder.parent), self.folder.name, **options)
 
 
 def _is_row(row: Any) -> bool:
@@ -175,17 +297,12 @@ def _is_row(row: Any) -> bool:
 
 
 def check_finite(frames: int, tensors: Mapping[str, Tensor | float]) -> None:
-    """Stop a run whose losses or parameters are not finite any more.
-
-    Args:
-        frames (int): how far the run is.
-        tensors (dict): name to metric or parameter.
+    """Refuse metrics or parameters that are not finite, naming them and the frames.
 
     Raises:
-        FloatingPointError: names the tensors and the frames.
+        FloatingPointError: if any is not.
 
     Example:
-        >>> check_finite(600, {"loss": torch.tensor(1.0)})
         >>> check_finite(1200, {"loss": torch.tensor(float("nan"))})
         Traceback (most recent call last):
         ...
@@ -195,43 +312,3 @@ def check_finite(frames: int, tensors: Mapping[str, Tensor | float]) -> None:
     if finite and not torch.stack(finite).all():
         wrong = [name for name, is_finite in zip(tensors, finite) if not is_finite]
         raise FloatingPointError(f"Not finite after {frames} frames: {', '.join(wrong)}.")
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Within ``with``, SIGINT (Ctrl-C) and SIGTERM are put into a list, for a loop to stop where it can be resumed.
-
-    A second signal interrupts at once. Outside the main thread, where Python allows no handlers, signals act as before.
-
-    Example:
-        >>> with stop_signals() as stop:
-        ...     signal.raise_signal(signal.SIGTERM)
-        ...     print(stop)
-        [<Signals.SIGTERM: 15>]
-    """
-    caught: list[signal.Signals] = []
-
-    def catch(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _commit() -> str | None:
-    """The git commit of this package's sources, ``-dirty`` with changes, if they are in a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return described.stdout.strip() or None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchrl_bicnet.checks import check_integer, check_number, check_seed
+from torchrl_bicnet.checks import check_integer
 
 
 def interquartile_mean(
@@ -32,9 +32,7 @@ def interquartile_mean(
         tuple of ndarray: interquartile mean, lower and upper end, ``(*shape)`` each; NaN where a score is not finite.
 
     Raises:
-        TypeError: for strata that are no sequence of arrays, or an option of another type.
-        ValueError: if there is no stratum or one holds fewer than two runs; for strata of different shapes; if
-            ``confidence_level`` is not between 0 and 1, ``n_resamples`` below 1 or the seed outside of ``[0, 2**32)``.
+        ValueError: if there is no stratum or one holds fewer than two runs, or for strata of different shapes.
 
     References: Agarwal et al., *Deep RL at the Edge of the Statistical Precipice*, 2021,
     https://arxiv.org/abs/2108.13264.
@@ -53,9 +51,7 @@ def interquartile_mean(
     shapes = [scores.shape for scores in strata]
     if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
         raise ValueError(f"strata must be of shape (runs, *shape) with one shape, found {shapes}.")
-    check_number("confidence_level", confidence_level)
     check_integer("n_resamples", n_resamples)
-    check_seed(seed)
     sizes = [len(scores) for scores in strata]
     if not sizes or min(sizes) < 2:
         raise ValueError(f"An interval needs at least two runs of each task, found {sizes} runs.")

@@ -1,10 +1,10 @@
 """The physics of VMAS in fewer and wider operations that never wait for the device, with the same outputs.
 
 One step of :class:`~vmas.simulator.core.World` calls the device once for each entity, pair of entities or lidar, and
-asks it in between which pairs are close. Here the entities are rows of one tensor. On a CPU outputs equal VMAS's to the
+reads in between which pairs are close. Here the entities are rows of one tensor. On a CPU outputs equal VMAS's to the
 bit, but for one operation: ``torch.logaddexp`` in the contact force rounds the last elements of a tensor, those past a
-multiple of twice the CPU's vector width, otherwise than the rest, and which elements are last depends on how many pairs
-there are. With a multiple of 32 environments there are none; else forces may differ by a rounding there.
+multiple of twice the CPU's vector width, differently from the rest, and which are last depends on the number of pairs.
+With a multiple of 32 environments there are none; else forces may differ by a rounding there.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from vmas.simulator.sensors import Lidar
 from vmas.simulator.utils import LINE_MIN_DIST, TorchUtils, X, Y
 
 from torchrl_bicnet.vmas_fast.cached_tensors import column, indices
-from torchrl_bicnet.vmas_fast.contacts import KINDS, contact_of, physics_functions
+from torchrl_bicnet.vmas_fast.contacts import SHAPE_ORDER, add_rows, contact_points, physics_functions
 from torchrl_bicnet.vmas_fast.distances import Sensing
-from torchrl_bicnet.vmas_fast.sync_free import rewritten_class
+from torchrl_bicnet.vmas_fast.sync_free import class_without_syncs
 
 _Pair = tuple[int, int]
-# From how many substeps on a CPU is asked which pairs are near. With 10, two boxes that seldom meet (kinematic_bicycle)
-# took five times as long as in VMAS.
+# From this number of substeps on, a CPU leaves out pairs that are far apart. With 10 substeps and all pairs, two boxes
+# that seldom meet (kinematic_bicycle) took five times as long as in VMAS.
 _MANY_SUBSTEPS = 3
 
 
-def install(environment: Environment, *, checks: bool = False) -> None:
-    """Give the objects of this environment, and of no other, classes whose step does not wait.
+def use_batched_world(environment: Environment, *, checks: bool = False) -> None:
+    """Give the objects of this environment, and of no other, classes whose step does not wait for the device.
 
     Args:
         environment (Environment): of VMAS.
@@ -47,25 +47,25 @@ def install(environment: Environment, *, checks: bool = False) -> None:
     for agent in world.agents:
         parts += [agent.action, agent.dynamics, *agent.sensors]
     for part in parts:
-        part.__class__ = _steady_class(type(part), checks)  # type: ignore[arg-type]
+        part.__class__ = _sync_free_class(type(part), checks)  # type: ignore[arg-type]
 
 
 # Bounded, since VMAS makes new classes for every environment it loads.
 @functools.lru_cache(maxsize=256)
-def _steady_class(cls: Any, checks: bool) -> type:
-    steady = rewritten_class(cls, checks=checks, **physics_functions(checks))
-    return type(cls.__name__, (_OURS[cls], steady), {"__module__": cls.__module__}) if cls in _OURS else steady
+def _sync_free_class(cls: Any, checks: bool) -> type:
+    sync_free = class_without_syncs(cls, checks=checks, **physics_functions(checks))
+    if cls not in _BATCHED:
+        return sync_free
+    return type(cls.__name__, (_BATCHED[cls], sync_free), {"__module__": cls.__module__})
 
 
 class BatchedWorld(World):
     """VMAS's world with one operation for all entities or pairs where VMAS has one for each.
 
-    Whether a pair is close in any environment, without which VMAS leaves it out, is a tensor here that masks forces.
-    Only a CPU is asked, which does not wait, and only in worlds of many substeps, whose pairs are mostly far apart.
+    VMAS leaves a pair out that is close in no environment. Here forces are masked by a tensor that says so; it is read
+    on a CPU only, which neither waits nor captures a step, and only in worlds of many substeps, whose pairs are mostly
+    far apart.
     """
-
-    # Which operations a step makes depends on where entities are then, which a recorded step may not.
-    skips_far_pairs = True
 
     def step(self) -> None:
         entities = self.entities
@@ -99,15 +99,13 @@ class BatchedWorld(World):
         return _is_zero(self, self._gravity)
 
     def near(self, a: Entity, b: Entity) -> Tensor | None:
-        """What VMAS's ``collides`` says of two entities, as a tensor; ``None`` if they never can."""
-        if not self._can_collide(a, b):
-            return None
-        return Sensing.of(self).gap(a, b)[1]
+        """VMAS's ``collides(a, b)`` as a tensor, not read on the host; ``None`` if they can never collide."""
+        return Sensing.of(self).gap(a, b)[1] if self._can_collide(a, b) else None
 
     def get_distance(self, entity_a: Entity, entity_b: Entity, env_index: int | None = None) -> Tensor:
         if env_index is None and _are_spheres(entity_a, entity_b):
             return Sensing.of(self).gap(entity_a, entity_b)[0].clone()
-        a, b, points = self._facing(entity_a, entity_b) if env_index is None else (entity_a, entity_b, None)
+        a, b, points = self._closest_points(entity_a, entity_b, env_index)
         if points is None or (isinstance(a.shape, Box) and isinstance(b.shape, Sphere)):
             return super().get_distance(entity_a, entity_b, env_index)
         if isinstance(b.shape, Sphere):
@@ -117,7 +115,7 @@ class BatchedWorld(World):
     def is_overlapping(self, entity_a: Entity, entity_b: Entity, env_index: int | None = None) -> Tensor:
         if env_index is None and _are_spheres(entity_a, entity_b):
             return Sensing.of(self).gap(entity_a, entity_b)[0] < 0
-        a, b, points = self._facing(entity_a, entity_b) if env_index is None else (entity_a, entity_b, None)
+        a, b, points = self._closest_points(entity_a, entity_b, env_index)
         if points is None or not (isinstance(a.shape, Box) and isinstance(b.shape, Sphere)):
             return super().is_overlapping(entity_a, entity_b, env_index)
         to_surface, to_centre, depth = (
@@ -126,13 +124,15 @@ class BatchedWorld(World):
         )
         return (to_centre < depth) | (to_surface < b.shape.radius + LINE_MIN_DIST)
 
-    def _facing(self, a: Entity, b: Entity) -> tuple[Entity, Entity, tuple[Tensor, ...] | None]:
-        """The two in the order of their kinds, and their closest points where they are a pair that can collide."""
-        if not {type(a.shape), type(b.shape)} <= KINDS.keys():  # a user's, which collides with nothing
+    def _closest_points(
+        self, a: Entity, b: Entity, env_index: int | None
+    ) -> tuple[Entity, Entity, tuple[Tensor, ...] | None]:
+        """The two in the order of their shapes; and their closest points in all environments, if they are computed."""
+        if env_index is not None or not {type(a.shape), type(b.shape)} <= SHAPE_ORDER.keys():  # a shape of the user's
             return a, b, None
-        if KINDS[type(b.shape)] > KINDS[type(a.shape)]:
+        if SHAPE_ORDER[type(b.shape)] > SHAPE_ORDER[type(a.shape)]:
             a, b = b, a
-        return a, b, Sensing.of(self).points(a, b)
+        return a, b, Sensing.of(self).closest_points_of(a, b)
 
     def _can_collide(self, a: Entity, b: Entity) -> bool:
         return (
@@ -151,10 +151,10 @@ class BatchedWorld(World):
                 self.forces_dict[entity] = self.forces_dict[entity] + entity.mass * entity.gravity
 
     def _joints_and_pairs(self, entities: list[Entity]) -> tuple[list[Any], dict[_Pair, list[_Pair]]]:
-        """The joints; and, by the kinds of their shapes, the entities that can collide."""
+        """The joints; and the pairs of entities that can collide, by the kinds of their shapes."""
         joints: list[Any] = []
         pairs: dict[_Pair, list[_Pair]] = {}
-        # Without joints only those that collide at all are of interest.
+        # Without joints only entities that collide at all matter.
         numbered = [(i, entity) for i, entity in enumerate(entities) if self._joints or entity.collide]
         for (i, a), (j, b) in itertools.combinations(numbered, 2):
             joint = self._joints.get(frozenset({a.name, b.name})) if self._joints else None
@@ -163,7 +163,7 @@ class BatchedWorld(World):
                 if joint.dist == 0:
                     continue
             if self._can_collide(a, b):
-                kind_a, kind_b = KINDS[type(a.shape)], KINDS[type(b.shape)]
+                kind_a, kind_b = SHAPE_ORDER[type(a.shape)], SHAPE_ORDER[type(b.shape)]
                 if kind_b > kind_a:
                     pairs.setdefault((kind_b, kind_a), []).append((j, i))
                 else:
@@ -172,14 +172,14 @@ class BatchedWorld(World):
 
     def _apply_contacts(self, entities: list[Entity], pairs: dict[_Pair, list[_Pair]]) -> None:
         position = torch.stack([entity.state.pos for entity in entities])  # (E, B, 2)
-        members, pos, near = self._near(entities, position, pairs)
-        if self.skips_far_pairs and self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
+        members, pos, near = self._select_pairs(entities, position, pairs)
+        if self._substeps >= _MANY_SUBSTEPS and self.device.type == "cpu":
             answers = iter(near.tolist())
             kept = {kinds: [pair for pair in group if next(answers)] for kinds, group in pairs.items()}
             pairs = {kinds: group for kinds, group in kept.items() if group}
             if not pairs:
                 return
-            members, pos, near = self._near(entities, position, pairs)
+            members, pos, near = self._select_pairs(entities, position, pairs)
         shapes = [[entities[i].shape for i in side] for side in members]
         far = ~near[:, None, None]  # (P, 1, 1)
 
@@ -190,8 +190,8 @@ class BatchedWorld(World):
         for kinds, group in pairs.items():
             part = slice(start, start := start + len(group))
             couples = tuple((entities[i], entities[j]) for i, j in group)
-            facing = Sensing.of(self).facing(kinds, couples) if any(kinds) else ()
-            contact = contact_of(kinds, [p[part] for p in pos], facing, [side[part] for side in shapes])
+            closest = Sensing.of(self).closest_points(kinds, couples) if any(kinds) else ()
+            contact = contact_points(kinds, [p[part] for p in pos], closest, [side[part] for side in shapes])
             contacts.append(contact[:3])
             for side in (0, 1):
                 if kinds[side]:  # spheres are not turned
@@ -202,7 +202,8 @@ class BatchedWorld(World):
         )
         force = torch.cat([force.masked_fill_(far, 0.0), opposite.masked_fill_(far, 0.0)])  # (2P, B, 2)
         n_pairs = len(members[0])
-        _add(self.forces_dict, entities, force, tuple(enumerate(members[0])) + tuple(enumerate(members[1])), "movable")
+        targets = (*enumerate(members[0]), *enumerate(members[1]))
+        add_rows(self.forces_dict, entities, force, targets, "movable")
         rows = tuple(turned[0]) + tuple(n_pairs + row for row in turned[1])
         if rows:
             torque = TorchUtils.compute_torque(
@@ -210,12 +211,12 @@ class BatchedWorld(World):
             )  # (rows, B, 1)
             far = torch.cat([far, far]).index_select(0, indices(rows, self.device))
             targets = tuple((row % n_pairs, members[row // n_pairs][row % n_pairs]) for row in rows)
-            _add(self.torques_dict, entities, torque.masked_fill_(far, 0.0), targets, "rotatable")
+            add_rows(self.torques_dict, entities, torque.masked_fill_(far, 0.0), targets, "rotatable")
 
-    def _near(
+    def _select_pairs(
         self, entities: list[Entity], position: Tensor, pairs: dict[_Pair, list[_Pair]]
     ) -> tuple[list[tuple[int, ...]], list[Tensor], Tensor]:
-        """The firsts and seconds of ``P`` pairs, their positions ``(P, B, 2)``, which are near anywhere, ``(P,)``."""
+        """The members of ``P`` pairs, their positions ``(P, B, 2)``, and whether they are near anywhere ``(P,)``."""
         members = list(zip(*itertools.chain(*pairs.values())))
         pos = [position.index_select(0, indices(side, self.device)) for side in members]
         radii = [[entities[i].shape.circumscribed_radius() for i in side] for side in members]
@@ -227,10 +228,10 @@ class BatchedWorld(World):
         self, entities: list[Entity], velocity: str, position: str, forces: dict[Entity, Tensor], substep: int
     ) -> None:
         """Semi-implicit Euler for the entities that move, or for those that turn."""
-        linear = position == "pos"
-        inertia = [entity.mass if linear else entity.moment_of_inertia for entity in entities]
         if not entities:
             return
+        linear = position == "pos"
+        inertia = [entity.mass if linear else entity.moment_of_inertia for entity in entities]
         vel = torch.stack([getattr(entity.state, velocity) for entity in entities])  # (M, B, 2 or 1)
         pos = torch.stack([getattr(entity.state, position) for entity in entities])
         if substep == 0:
@@ -239,7 +240,7 @@ class BatchedWorld(World):
         force = torch.stack([forces[entity] for entity in entities])
         vel = vel + force / column(tuple(inertia), self.device).unsqueeze(-1) * self._sub_dt
         if linear:
-            vel = _limited(vel, entities, self.device)
+            vel = _clamp_velocity(vel, entities, self.device)
         pos = pos + vel * self._sub_dt
         if linear and not (self._x_semidim is None and self._y_semidim is None):
             axes = [
@@ -263,7 +264,7 @@ class BatchedLidar(Lidar):
         return measured
 
 
-_OURS: dict[type, type] = {World: BatchedWorld, Lidar: BatchedLidar}
+_BATCHED: dict[type, type] = {World: BatchedWorld, Lidar: BatchedLidar}
 
 
 def _are_spheres(a: Entity, b: Entity) -> bool:
@@ -271,12 +272,12 @@ def _are_spheres(a: Entity, b: Entity) -> bool:
 
 
 def _has_numbers(entity: Entity) -> bool:
-    """Whether what moves it is the same in every environment."""
+    """Whether its mass and limits are the same in every environment."""
     values = (entity.mass, entity.drag, entity.max_speed, entity.v_range)
     return all(value is None or isinstance(value, (int, float)) for value in values)
 
 
-def _limited(vel: Tensor, entities: list[Entity], device: torch.device) -> Tensor:
+def _clamp_velocity(vel: Tensor, entities: list[Entity], device: torch.device) -> Tensor:
     for name in ("max_speed", "v_range"):
         limits = [getattr(entity, name) for entity in entities]
         if any(limit is not None for limit in limits):
@@ -290,53 +291,14 @@ def _limited(vel: Tensor, entities: list[Entity], device: torch.device) -> Tenso
     return vel
 
 
-def _add(
-    totals: dict[Entity, Tensor],
-    entities: list[Entity],
-    contributions: Tensor,
-    targets: tuple[_Pair, ...],
-    moves: str,
-) -> None:
-    """Add row after row to the totals of the entities that move, each entity's in the order of its pairs.
-
-    Args:
-        totals (dict): entity to its sum so far, ``(B, size)``.
-        entities (list): of the world.
-        contributions (Tensor): ``(rows, B, size)``.
-        targets (tuple): for each row the number of its pair and of the entity it is added to.
-        moves (str): the attribute of an entity that says whether it counts at all.
-    """
-    receivers = tuple(i for i, entity in enumerate(entities) if getattr(entity, moves))
-    indices = _rounds(targets, receivers, contributions.device)
-    if indices is None:
-        return
-    rows = torch.cat([contributions, torch.zeros_like(contributions[:1])]).index_select(0, indices.flatten())
-    total = torch.stack([totals[entities[i]] for i in receivers])  # (receivers, B, size)
-    for part in rows.unflatten(0, indices.shape).unbind():
-        total = total + part
-    totals.update(zip([entities[i] for i in receivers], total.unbind()))
-
-
-@functools.lru_cache(maxsize=1024)
-def _rounds(targets: tuple[_Pair, ...], receivers: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """``(rounds, receivers)``: the row that each receiver gets in each round; the row past the last holds zeros."""
-    given: dict[int, list[_Pair]] = {entity: [] for entity in receivers}
-    for row, (pair, entity) in enumerate(targets):
-        if entity in given:
-            given[entity].append((pair, row))
-    columns = [[row for _, row in sorted(rows)] for rows in given.values()]
-    rounds = list(itertools.zip_longest(*columns, fillvalue=len(targets)))
-    return torch.tensor(rounds, device=device) if rounds else None
-
-
 _gravity_seen: weakref.WeakKeyDictionary[World, tuple[Tensor, int, bool]] = weakref.WeakKeyDictionary()
 
 
 def _is_zero(world: World, gravity: Tensor) -> bool:
-    """Whether there is no gravity, asked of the device once for as long as the tensor stays what it is."""
-    seen = _gravity_seen.get(world)
-    if gravity.is_inference():  # what is written to it is not counted
+    """Whether there is no gravity, read from the device once for as long as the tensor stays the same."""
+    if gravity.is_inference():  # inference tensors have no version counter, so nothing is cached
         return bool((gravity == 0.0).all())
+    seen = _gravity_seen.get(world)
     if seen is None or seen[0] is not gravity or seen[1] != gravity._version:
         seen = _gravity_seen[world] = gravity, gravity._version, bool((gravity == 0.0).all())
     return seen[2]

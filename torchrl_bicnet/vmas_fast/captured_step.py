@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,31 +13,44 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld
-from torchrl_bicnet.vmas_fast.device_syncs import Watch
+from torchrl_bicnet.vmas_fast.device_syncs import CaptureGuard
 from torchrl_bicnet.vmas_fast.distances import Sensing
-from torchrl_bicnet.vmas_fast.memory_layout import Layout
-from torchrl_bicnet.vmas_state.state_diff import Before
+from torchrl_bicnet.vmas_state.memory_layout import MemoryLayout
+from torchrl_bicnet.vmas_state.state_diff import SavedState
+from torchrl_bicnet.vmas_state.unwrap import scenario_file
 
 # Steps after which an environment holds its tensors in the same way at the end of each.
 N_SETTLING = 3
 # Graphs that are kept for one environment: of a scenario that a reset changes in many ways, the last ones.
-N_LAYOUTS = 8
+N_ENTRIES = 8
 Actions = dict[str, Tensor]
 
 
-class FixedStep:
+@dataclass
+class CapturedEntry:
+    """A memory layout that steps start from, and how they go on."""
+
+    layout: MemoryLayout
+    weightless: bool = False
+    next: CapturedEntry | None = None  # where a step from here ends
+    written: list[Tensor] = field(default_factory=list)
+    replay: Callable[[], None] | None = None
+    outputs: TensorDictBase | None = None
+
+
+class CapturedStep:
     """A step of an environment whose state, actions and outputs stay where they are, captured and replayed on CUDA.
 
     A step of VMAS puts new tensors where the old ones were, and so do resets and :func:`~torchrl_bicnet.restore`. Here
-    an environment that holds its tensors in a way that was seen before (:class:`Layout`: all but their values) gets
-    the values copied into the tensors it held then, and gets these back. So a step starts from fixed memory and ends in
-    fixed memory. After a reset that is often other memory than after a step, since other tensors share it: there is one
-    graph for each layout that steps start from. The first step from a layout runs as usual, the second is captured.
+    an environment that holds its tensors in a way that was seen before (:class:`MemoryLayout`) gets the values copied
+    into the tensors it held then, and gets these back. So a step starts from fixed memory and ends in fixed memory.
+    After a reset that is often other memory than after a step, since other tensors share it: there is one graph for
+    each layout that steps start from. The first step from a layout runs as usual, the second is captured.
 
     Args:
         environment (Environment): of VMAS, from :func:`~torchrl_bicnet.make_vmas_env`.
-        step (callable): from the actions of each group, ``(num_envs, N, a)``, to the outputs; must neither wait for the
-            device nor draw random numbers, as :func:`refuse_what_cannot_be_captured` finds out.
+        step (callable): from the actions of each group, ``(num_envs, N, a)``, to the outputs; must pass
+            :func:`check_capturable`.
         record (callable, optional): runs a function of no arguments and returns another that repeats what it had the
             device do, such as :func:`capture`. ``None``: every step runs as usual.
     """
@@ -51,8 +63,8 @@ class FixedStep:
     ) -> None:
         self.environment, self.step, self.record = environment, step, record
         self.actions: Actions = {}
-        self.starts: list[Start] = []
-        self.now: Start | None = None
+        self.entries: list[CapturedEntry] = []
+        self.current: CapturedEntry | None = None
 
     def __call__(self, actions: Actions) -> TensorDictBase:
         if torch.is_inference_mode_enabled():
@@ -60,135 +72,118 @@ class FixedStep:
         for group, action in actions.items():
             fixed = self.actions.get(group)
             if fixed is None or (fixed.shape, fixed.dtype) != (action.shape, action.dtype):
-                self.actions[group], self.starts, self.now = action.clone(), [], None
+                self.actions[group], self.entries, self.current = action.clone(), [], None
             else:
                 fixed.copy_(action)
-        if self.now is None or not self.now.layout.holds():
-            self.now = self._fixed(Layout(self.environment))[0]
-        start, world = self.now, self.environment.world
+        if self.current is None or not self.current.layout.is_current():
+            self.current = self._enter(MemoryLayout(self.environment))[0]
+        entry, world = self.current, self.environment.world
         weightless = isinstance(world, BatchedWorld) and world.weightless()
-        if start.weightless != weightless:
-            start.weightless, start.end, start.replay = weightless, None, None
-        outputs = self._run_aside(start) if self.record is None or start.end is None else self._replay(start)
-        assert start.end is not None
-        self.now = start.end
-        # Whoever remembers something of a tensor asks for its version, which neither replays nor raw copies change.
-        torch.autograd.graph.increment_version(start.written)
+        if entry.weightless != weightless:
+            entry.weightless, entry.next, entry.replay = weightless, None, None
+        outputs = self._run_aside(entry) if self.record is None or entry.next is None else self._replay(entry)
+        self.current = entry.next
+        # Caches compare `_version`; replays and raw copies do not bump it. Of other tensors it must stay: gravity, for
+        # one, would be read from the device again.
+        torch.autograd.graph.increment_version(entry.written)
         return outputs.clone()
 
-    def _fixed(self, layout: Layout) -> tuple[Start, list[Tensor]]:
-        """What the environment holds now, moved to where a layout like it is kept; and the tensors written to."""
-        for start in self.starts:
-            if start.layout.signature == layout.signature:
-                written = start.layout.take(layout)
-                start.layout.put_back()
+    def _enter(self, layout: MemoryLayout) -> tuple[CapturedEntry, list[Tensor]]:
+        """The entry of an equal layout, with the environment's state moved to its memory, and the tensors written."""
+        for entry in self.entries:
+            if entry.layout.signature == layout.signature:
+                written = entry.layout.copy_values_from(layout)
+                entry.layout.install()
                 torch.autograd.graph.increment_version(written)
-                return start, written
-        self.starts = [*self.starts[1 - N_LAYOUTS :], Start(layout)]
-        return self.starts[-1], []
+                return entry, written
+        self.entries = [*self.entries[1 - N_ENTRIES :], CapturedEntry(layout)]
+        return self.entries[-1], []
 
-    def _run(self, start: Start) -> TensorDictBase:
-        versions = [tensor._version for tensor in start.layout.tensors]
+    def _run(self, entry: CapturedEntry) -> TensorDictBase:
+        versions = [tensor._version for tensor in entry.layout.tensors]
         outputs = self.step(self.actions)
-        in_place = [t for t, version in zip(start.layout.tensors, versions) if t._version != version]
-        end, copied = self._fixed(Layout(self.environment))
-        start.end, start.written = end, in_place + copied
+        in_place = [t for t, version in zip(entry.layout.tensors, versions) if t._version != version]
+        entry.next, copied = self._enter(MemoryLayout(self.environment))
+        entry.written = in_place + copied
         return outputs
 
-    def _run_aside(self, start: Start) -> TensorDictBase:
+    def _run_aside(self, entry: CapturedEntry) -> TensorDictBase:
         """On CUDA on a stream of its own, as captures ask for, so that libraries make what they make once."""
         if self.environment.device.type != "cuda":
-            return self._run(start)
+            return self._run(entry)
         stream, current = torch.cuda.Stream(self.environment.device), torch.cuda.current_stream(self.environment.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            outputs = self._run(start)
+            outputs = self._run(entry)
         current.wait_stream(stream)
         return outputs
 
-    def _replay(self, start: Start) -> TensorDictBase:
-        end = start.end
-        if start.replay is None:
+    def _replay(self, entry: CapturedEntry) -> TensorDictBase:
+        if entry.replay is None:
             try:
-                start.replay = self._recorded(start)
+                entry.replay = self._record(entry)
             except RuntimeError as error:
-                start.layout.put_back()
-                self.starts, self.now = [], None
-                raise RuntimeError(f"The step of {name_of_scenario(self.environment)} was not captured.") from error
-            start.layout.put_back()
-        start.replay()
-        if end is not None and end is not start:
-            end.layout.put_back()
-        assert start.outputs is not None
-        return start.outputs
+                entry.layout.install()
+                self.entries, self.current = [], None
+                raise RuntimeError(f"The step of {_scenario_name(self.environment)} was not captured.") from error
+            entry.layout.install()
+        entry.replay()
+        if entry.next is not None and entry.next is not entry:
+            entry.next.layout.install()
+        assert entry.outputs is not None
+        return entry.outputs
 
-    def _recorded(self, start: Start) -> Callable[[], None]:
+    def _record(self, entry: CapturedEntry) -> Callable[[], None]:
         def run() -> None:
-            end, start.outputs = start.end, self._run(start)
-            if start.end is not end:
-                raise RuntimeError("It left the environment otherwise than the first time.")
+            expected, entry.outputs = entry.next, self._run(entry)
+            if entry.next is not expected:
+                raise RuntimeError("It left the environment in another layout than the first time.")
 
         assert self.record is not None
-        # What someone asked of this state before the step is computed in the graph again, not a constant of it.
+        # Distances that were asked for before the step are computed in the graph again, not constants of it.
         Sensing.of(self.environment.world).forget()
         return self.record(run)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the graphs, for a copy: they are of the memory of this environment."""
-        return {**self.__dict__, "actions": {}, "starts": [], "now": None}
+        return {**self.__dict__, "actions": {}, "entries": [], "current": None}
 
 
 def capture(device: torch.device, run: Callable[[], None]) -> Callable[[], None]:
-    """A function's operations on a CUDA device in a graph, which is what calls of the result launch."""
-    graph, watch = torch.cuda.CUDAGraph(), Watch()
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)), watch:
+    """Capture a function's operations on a CUDA device in a graph; calls of the result launch it."""
+    graph, guard = torch.cuda.CUDAGraph(), CaptureGuard()
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)), guard:
         run()
-    # Some of what the operations were given are constants of caches, which would free them when they are full.
-    return functools.partial(_replay, graph, watch.given)
+    # Some of the tensors that the operations were given belong to caches, which would free them when they are full.
+    return functools.partial(_launch, graph, guard.given)
 
 
-def _replay(graph: torch.cuda.CUDAGraph, kept: list[Tensor]) -> None:
+def _launch(graph: torch.cuda.CUDAGraph, kept: list[Tensor]) -> None:
     graph.replay()
 
 
-@dataclass
-class Start:
-    """Fixed memory that steps start from, and how they go on."""
-
-    layout: Layout
-    weightless: bool = False
-    end: Start | None = None
-    written: list[Tensor] = field(default_factory=list)
-    replay: Callable[[], None] | None = None
-    outputs: TensorDictBase | None = None
-
-
-def refuse_what_cannot_be_captured(
-    environment: Environment, step: Callable[[Actions], TensorDictBase], actions: Actions
-) -> None:
+def check_capturable(environment: Environment, step: Callable[[Actions], TensorDictBase], actions: Actions) -> None:
     """Take some steps and undo them.
 
     Raises:
-        ValueError: if a step waits for the device, draws random numbers, or leaves anything but other values of
-            tensors behind.
+        ValueError: if a step waits for the device, draws random numbers, or changes anything but values of tensors.
     """
-    before = Before(environment)
+    saved = SavedState(environment)
     try:
         for _ in range(N_SETTLING):
             step(actions)
-        first = Layout(environment)
-        with Watch() as watch:
+        first = MemoryLayout(environment)
+        with CaptureGuard() as guard:
             step(actions)
-        problem = watch.problems[0] if watch.problems else first.difference(Layout(environment))
+        problem = guard.problems[0] if guard.problems else first.difference(MemoryLayout(environment))
     finally:
-        before.undo()
+        saved.restore()
     if problem:
-        name = name_of_scenario(environment)
+        name = _scenario_name(environment)
         raise ValueError(f"A step of {name} cannot be captured in a CUDA graph: {problem}. Use cuda_graph=False.")
 
 
-def name_of_scenario(environment: Environment) -> str:
-    """The file of a scenario that VMAS loads, whose class is always called Scenario."""
-    scenario = type(environment.scenario)
-    file = Path(scenario.make_world.__code__.co_filename).stem
-    return file if scenario.__qualname__ == "Scenario" else scenario.__qualname__
+def _scenario_name(environment: Environment) -> str:
+    """The class of the scenario; for those that VMAS loads, which are all called Scenario, the file."""
+    name = type(environment.scenario).__qualname__
+    return scenario_file(environment) if name == "Scenario" else name

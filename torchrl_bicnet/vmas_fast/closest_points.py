@@ -12,9 +12,11 @@ from torch import Tensor
 
 from torchrl_bicnet.vmas_fast.cached_tensors import column
 
+_Size = Tensor | float
+
 
 def _get_closest_point_box(
-    box_pos: Tensor, box_rot: Tensor, box_width: Tensor | float, box_length: Tensor | float, test_point_pos: Tensor
+    box_pos: Tensor, box_rot: Tensor, box_width: _Size, box_length: _Size, test_point_pos: Tensor
 ) -> Tensor:
     sides = _sides(box_pos, box_rot, box_width, box_length)
     points = _on_line(*sides, test_point_pos)  # (4, *B, 2)
@@ -22,12 +24,7 @@ def _get_closest_point_box(
 
 
 def _get_closest_points_line_line(
-    line_pos: Tensor,
-    line_rot: Tensor,
-    line_length: Tensor | float,
-    line2_pos: Tensor,
-    line2_rot: Tensor,
-    line2_length: Tensor | float,
+    line_pos: Tensor, line_rot: Tensor, line_length: _Size, line2_pos: Tensor, line2_rot: Tensor, line2_length: _Size
 ) -> tuple[Tensor, ...]:
     length, length2 = (_size(size, line_pos) for size in (line_length, line2_length))
     return _between(line_pos, _direction(line_rot), length, line2_pos, _direction(line2_rot), length2)
@@ -36,11 +33,11 @@ def _get_closest_points_line_line(
 def _get_closest_line_box(
     box_pos: Tensor,
     box_rot: Tensor,
-    box_width: Tensor | float,
-    box_length: Tensor | float,
+    box_width: _Size,
+    box_length: _Size,
     line_pos: Tensor,
     line_rot: Tensor,
-    line_length: Tensor | float,
+    line_length: _Size,
 ) -> tuple[Tensor, ...]:
     pos, direction, length = _sides(box_pos, box_rot, box_width, box_length)
     line = (line_pos, _direction(line_rot), _size(line_length, line_pos))
@@ -48,7 +45,7 @@ def _get_closest_line_box(
     return _closest(torch.linalg.vector_norm(points[0] - points[1], dim=-1), *points)
 
 
-def _size(size: Tensor | float, pos: Tensor) -> Tensor:
+def _size(size: _Size, pos: Tensor) -> Tensor:
     size = size if isinstance(size, Tensor) else column((float(size),), pos.device)[0]
     return size.expand(pos.shape[:-1])
 
@@ -57,7 +54,7 @@ def _direction(rot: Tensor) -> Tensor:
     return torch.cat([rot.cos(), rot.sin()], dim=-1)
 
 
-def _sides(pos: Tensor, rot: Tensor, width: Tensor | float, length: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+def _sides(pos: Tensor, rot: Tensor, width: _Size, length: _Size) -> tuple[Tensor, Tensor, Tensor]:
     """Middles ``(4, *B, 2)``, directions ``(4, *B, 2)`` and lengths ``(4, *B)`` of the sides of boxes."""
     width, length = _size(width, pos), _size(length, pos)
     along, across = _direction(rot), _direction(rot + torch.pi / 2)

@@ -11,12 +11,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What reads a tensor on the host, counts the rows of a mask, or copies a number to the device.
-WAITING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "scalar_tensor"})
+# Operations that read a tensor on the host, count the rows of a mask, or copy a number to the device.
+_WAITING = frozenset(
+    f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "scalar_tensor")
+)
 
 
-class Watch(TorchDispatchMode):
-    """Notes the operations that cannot be captured, and where they are, and the tensors made before it began."""
+class CaptureGuard(TorchDispatchMode):
+    """Notes the operations that cannot be captured in a CUDA graph, with their lines, and the tensors they are given.
+
+    Attributes:
+        problems (list of str): the operations that wait for the device or draw random numbers, in their order.
+        given (list of Tensor): one tensor for each piece of memory that was there before.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,30 +33,32 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
-        masked = name in ("aten::index.Tensor", "aten::index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if masked or name.removeprefix("aten::") in WAITING or self._leaves_the_device(name, args, kwargs):
+        if _waits(name, args, kwargs or {}):
             self.problems.append(f"{name} waits for the device, in {_caller()}")
         elif torch.Tag.nondeterministic_seeded in function.tags:
             self.problems.append(f"{name} draws random numbers, in {_caller()}")
-        self._remember((args, kwargs), self.given)
+        self.given += self._unknown((args, kwargs))
         outputs = function(*args, **(kwargs or {}))
-        self._remember(outputs, [])
+        self._unknown(outputs)
         return outputs
 
-    def _leaves_the_device(self, name: str, args: Any, kwargs: Any) -> bool:
-        """Whether it copies from one device to another."""
-        if name == "aten::copy_":
-            return args[0].device != args[1].device
-        device = (kwargs or {}).get("device")
-        return name == "aten::_to_copy" and device is not None and torch.device(device).type != args[0].device.type
-
-    def _remember(self, data: Any, new: list[Tensor]) -> None:
+    def _unknown(self, data: Any) -> list[Tensor]:
+        found = []
         for tensor in tree_leaves(data):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._known:
                 self._known.add(tensor.untyped_storage()._cdata)
-                new.append(tensor)
+                found.append(tensor)
+        return found
+
+
+def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    if name in ("aten::index.Tensor", "aten::index_put_"):
+        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    if name == "aten::copy_":
+        return args[0].device != args[1].device
+    if name == "aten::_to_copy" and kwargs.get("device") is not None:
+        return torch.device(kwargs["device"]).type != args[0].device.type
+    return name in _WAITING
 
 
 def _caller() -> str:

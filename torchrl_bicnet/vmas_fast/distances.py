@@ -1,4 +1,4 @@
-"""Distances and lidars of a VMAS world, asked for one by one, computed together: once for each state of the world."""
+"""Distances and lidars of a VMAS world: asked for one by one, computed together, once for each state of the world."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from vmas.simulator.core import Entity, Sphere, World
 from vmas.simulator.sensors import Lidar
 
 from torchrl_bicnet.vmas_fast.cached_tensors import column, indices
-from torchrl_bicnet.vmas_fast.contacts import KINDS, facing_points
+from torchrl_bicnet.vmas_fast.contacts import SHAPE_ORDER, closest_points
 from torchrl_bicnet.vmas_state.object_graph import SENSING
 
 _Pair = tuple[Entity, Entity]
 
 
 class Sensing:
-    """What has been computed of the present state of a world, for as long as no position or rotation is written to.
+    """Distances, closest points and measurements of the present state of a world, until a position or rotation changes.
 
-    Pairs are learned as they are asked for, and from then on computed together when the first of them is asked for.
+    Caches compare ``_version``; replays and raw copies do not bump it. Pairs are learned as they are asked for, and
+    from then on computed together when the first of them is asked for.
     """
 
     def __init__(self) -> None:
-        # Entity, position, rotation, how often each was written to, and the sizes of the shape.
+        # Entity, position, rotation, the versions of both, and the sizes of the shape.
         self._state: list[tuple[Any, ...]] = []
         self._mode: tuple[bool, bool] | None = None
         self._pairs: dict[_Pair, None] = {}
         self._gaps: dict[_Pair, tuple[Tensor, Tensor]] = {}
         self._measured: dict[Lidar, tuple[tuple[Any, ...], Tensor, Tensor]] = {}  # settings, angles, distances
-        self._groups: dict[tuple[int, int], tuple[_Pair, ...]] = {}
-        self._facing: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        self._pairs_by_kinds: dict[tuple[int, int], tuple[_Pair, ...]] = {}
+        self._closest_points: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     @classmethod
     def of(cls, world: World) -> Sensing:
@@ -40,26 +41,23 @@ class Sensing:
         if sensing is None:
             sensing = vars(world)[SENSING] = cls()
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        if sensing._mode != mode or not sensing._holds(world.entities):
+        if sensing._mode != mode or not sensing._is_current(world.entities):
             sensing._mode = mode
             states = [(entity, entity.state.pos, entity.state.rot) for entity in world.entities]
-            # What is written to tensors of inference mode is not counted: they hold never.
-            counted = not any(tensor.is_inference() for state in states for tensor in state[1:])
-            if counted:
-                sensing._state = [
-                    (entity, pos, rot, pos._version, rot._version, dict(vars(entity.shape)))
-                    for entity, pos, rot in states
-                ]
-            else:
-                sensing._state = []
-            sensing._gaps, sensing._measured, sensing._facing = {}, {}, {}
+            # Inference tensors have no version counter, so nothing is cached.
+            cached = not any(tensor.is_inference() for state in states for tensor in state[1:])
+            sensing._state = [
+                (entity, pos, rot, pos._version, rot._version, dict(vars(entity.shape)))
+                for entity, pos, rot in (states if cached else [])
+            ]
+            sensing._gaps, sensing._measured, sensing._closest_points = {}, {}, {}
         return sensing
 
     def forget(self) -> None:
         """Compute everything again, whatever the state."""
         self._state = []
 
-    def _holds(self, entities: list[Entity]) -> bool:
+    def _is_current(self, entities: list[Entity]) -> bool:
         return len(entities) == len(self._state) and all(
             entity is of
             and (state := entity._state)._pos is pos
@@ -71,7 +69,7 @@ class Sensing:
         )
 
     def gap(self, a: Entity, b: Entity) -> tuple[Tensor, Tensor]:
-        """Between the circumscribed circles, ``(B,)``, never to be written to, and whether they meet anywhere."""
+        """The distance of the circumscribed circles, ``(B,)``, not to be written to, and whether they meet anywhere."""
         if (a, b) not in self._gaps:
             self._pairs[a, b] = None
             sides = list(zip(*self._pairs))
@@ -88,23 +86,23 @@ class Sensing:
             self._gaps = dict(zip(self._pairs, zip(gaps.unbind(), near.any(1).unbind())))
         return self._gaps[a, b]
 
-    def facing(self, kinds: tuple[int, int], pairs: tuple[_Pair, ...]) -> tuple[Tensor, ...]:
-        """Their closest points, asked for by a reward and, in the same state of the world, by the next step."""
-        if kinds not in self._facing or self._groups[kinds] != pairs:
-            self._groups[kinds] = pairs
-            self._facing[kinds] = facing_points(kinds, pairs)
-        return self._facing[kinds]
+    def closest_points(self, kinds: tuple[int, int], pairs: tuple[_Pair, ...]) -> tuple[Tensor, ...]:
+        """Of all pairs, asked for by a reward and, in the same state of the world, by the next step."""
+        if kinds not in self._closest_points or self._pairs_by_kinds[kinds] != pairs:
+            self._pairs_by_kinds[kinds] = pairs
+            self._closest_points[kinds] = closest_points(kinds, pairs)
+        return self._closest_points[kinds]
 
-    def points(self, a: Entity, b: Entity) -> tuple[Tensor, ...] | None:
-        """The rows of :meth:`facing` of one pair, ``(B, 2)``; ``None`` if it was not among those asked for last."""
-        kinds = KINDS[type(a.shape)], KINDS[type(b.shape)]
-        pairs = self._groups.get(kinds, ())
+    def closest_points_of(self, a: Entity, b: Entity) -> tuple[Tensor, ...] | None:
+        """Of one pair, ``(B, 2)``; ``None`` if it was not among those that were asked for last."""
+        kinds = SHAPE_ORDER[type(a.shape)], SHAPE_ORDER[type(b.shape)]
+        pairs = self._pairs_by_kinds.get(kinds, ())
         if (a, b) not in pairs:
             return None
-        return tuple(points[pairs.index((a, b))] for points in self.facing(kinds, pairs))
+        return tuple(points[pairs.index((a, b))] for points in self.closest_points(kinds, pairs))
 
     def measure(self, lidar: Lidar, world: World) -> Tensor | None:
-        """What a lidar measures, ``(B, n_rays)``; ``None`` where it meets anything but spheres."""
+        """The measurement of a lidar, ``(B, n_rays)``; ``None`` if it meets anything but spheres."""
         if lidar not in self._measured or self._measured[lidar][0] != _settings(lidar):
             group = {
                 other: targets

@@ -1,7 +1,7 @@
-"""VMAS's own source with the forms that make the host wait replaced by forms with the same outputs that do not.
+"""The source of VMAS and of scenarios, rewritten so that a step does not make the host wait for the device.
 
-VMAS and its scenarios are written for a CPU. On a GPU some of what they do each step makes the host wait for the
-device, and cannot be captured in a graph:
+VMAS and its scenarios are written for a CPU. On a GPU some of their forms make the host wait for the device at each
+step, and cannot be captured in a graph:
 
 | form                         | why it waits                     | written as                            |
 | ---------------------------- | -------------------------------- | ------------------------------------- |
@@ -14,10 +14,10 @@ device, and cannot be captured in a graph:
 | ``assert mask.all()``        | a tensor is read                 | left out, unless asked for            |
 | ``if world.collides(a, b):`` | a tensor is read                 | a mask more on what is written inside |
 
-and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by the same mask.
-The values are equal to the bit: nothing is computed otherwise, only more widely. A mask written at run time by anything
-but a boolean tensor, or a value that is neither a number nor gathered with the same mask, takes the old form. The new
-functions live on a subclass made for the object at hand; VMAS's classes and modules stay as they are.
+and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by the same mask. The values are equal to
+the bit: the same operations run, on more elements. If at run time the mask is no boolean tensor, or the value neither a
+number nor gathered by the same mask, the old form is taken. The new functions live on a subclass made for the object at
+hand; VMAS's classes and modules stay as they are.
 """
 
 from __future__ import annotations
@@ -35,37 +35,24 @@ from vmas.simulator import physics
 
 from torchrl_bicnet.vmas_fast.sync_free_ops import HELPERS
 
-_OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
-    ast.Add: ("add", "iadd"),
-    ast.Sub: ("sub", "isub"),
-    ast.Mult: ("mul", "imul"),
-    ast.Div: ("truediv", "itruediv"),
-}
-# What is called in the bodies of questions about contacts and only computes.
-_PURE = {
-    "get_distance",
-    "is_overlapping",
-    "vector_norm",
-    "norm",
-    "abs",
-    "sum",
-    "clamp",
-    "exp",
-    "sqrt",
-    "square",
-    "float",
-}
+_OPERATORS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv"}
+# Side-effect-free calls allowed inside `if world.collides(...)`.
+SIDE_EFFECT_FREE = frozenset(
+    ("get_distance", "is_overlapping", "vector_norm", "norm", "abs", "sum", "clamp", "exp", "sqrt", "square", "float")
+)
+# Methods that no step calls.
+_NOT_OF_A_STEP = ("__init__", "make_world", "render", "extra_render")
 
 
-def rewritten_class(cls: type, *, checks: bool = False, **names: Any) -> type:
-    """A subclass of ``cls`` with its functions, and those it inherits, rewritten.
+def class_without_syncs(cls: type, *, checks: bool = False, **names: Any) -> type:
+    """A subclass of ``cls`` whose functions, inherited ones too, are rewritten by :func:`without_syncs`.
 
     Args:
-        cls (type): the class. Where the source of a function cannot be read, the function stays.
+        cls (type): the class.
 
     Keyword Args:
         checks (bool): keeps assertions about tensors. Defaults to ``False``.
-        **names: what global names mean inside the rewritten functions.
+        **names: replacements of global functions of ``vmas.simulator.physics``, by their names.
 
     Returns:
         type: of the same name, module and documentation.
@@ -75,20 +62,15 @@ def rewritten_class(cls: type, *, checks: bool = False, **names: Any) -> type:
         attributes.update(vars(owner))
     new: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     for name, function in attributes.items():
-        if isinstance(function, types.FunctionType) and name not in (
-            "__init__",
-            "make_world",
-            "render",
-            "extra_render",
-        ):
-            other = rewritten(function, checks=checks, **names)
+        if isinstance(function, types.FunctionType) and name not in _NOT_OF_A_STEP:
+            other = without_syncs(function, checks=checks, **names)
             if other is not function:
                 new[name] = other
     return type(cls.__name__, (cls,), new)
 
 
-def rewritten(function: types.FunctionType, *, checks: bool = False, **names: Any) -> types.FunctionType:
-    """The function with the forms of this room's table replaced, or itself where there is nothing to replace."""
+def without_syncs(function: types.FunctionType, *, checks: bool = False, **names: Any) -> types.FunctionType:
+    """The function with the forms of this file's table replaced; itself if there are none or its source is unknown."""
     if hasattr(function, "__wrapped__"):  # its source would be that of the function inside
         return function
     try:
@@ -103,7 +85,7 @@ def rewritten(function: types.FunctionType, *, checks: bool = False, **names: An
     known = {name for name in names if function.__globals__.get(name) is getattr(physics, name, None)}
     names = {**HELPERS, **{name: value for name, value in names.items() if name in known and name not in cells}}
     first_line = function.__code__.co_firstlineno
-    code = _rewritten_code(source, function.__code__.co_filename, first_line, (*cells, *names), checks)
+    code = _sync_free_code(source, function.__code__.co_filename, first_line, (*cells, *names), checks)
     if code is None:
         return function
     cells.update({name: v if isinstance(v, types.CellType) else types.CellType(v) for name, v in names.items()})
@@ -115,7 +97,7 @@ def rewritten(function: types.FunctionType, *, checks: bool = False, **names: An
 
 
 @functools.cache
-def _rewritten_code(
+def _sync_free_code(
     source: str, filename: str, first_line: int, names: tuple[str, ...], checks: bool
 ) -> types.CodeType | None:
     indented = source[:1].isspace()
@@ -144,14 +126,14 @@ def _rewritten_code(
 class _Rewriter(ast.NodeTransformer):
     def __init__(self, definition: ast.FunctionDef, checks: bool) -> None:
         self.checks = checks
-        self.near: list[str] = []  # names of the tensors that say whether the entities of the `if`s around are near
+        self.near: list[str] = []  # variables that hold the answers of the `if world.collides` around the statement
         parts = list(ast.walk(definition))
-        asked = [part for part in parts if isinstance(part, ast.If) and _asks_for_contact(part.test)]
-        inside, everywhere = _names(line for node in asked for line in node.body), _names([definition])
+        questions = [part for part in parts if isinstance(part, ast.If) and _is_collision_check(part.test)]
+        inside, everywhere = _names(line for node in questions for line in node.body), _names([definition])
         known = {name for part in parts if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
         known |= {part.arg for part in parts if isinstance(part, ast.arg)}
         written = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-        # Variables of nothing but the bodies of such questions.
+        # Variables that occur in the bodies of collision checks alone.
         self.inner = {name for name in written - known if everywhere[name] == inside[name]}
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
@@ -163,66 +145,58 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if ast.unparse(node.func) in ("torch.tensor", "torch.where"):
-            node.func = ast.Name(ast.unparse(node.func).replace("torch.", "steady_"), ast.Load())
+            node.func = ast.Name(ast.unparse(node.func).replace("torch.", "sync_free_"), ast.Load())
         return node
 
     def visit_If(self, node: ast.If) -> Any:
         test: Any = node.test
-        if not _asks_for_contact(test) or node.orelse or not _only_writes(node.body, self.inner, set()):
+        if not _is_collision_check(test) or node.orelse or not _only_writes(node.body, self.inner, set()):
             return self.generic_visit(node)
         name = f"near_{len(self.near)}"
-        near = ast.NamedExpr(ast.Name(name, ast.Store()), _call("steady_near", test.func.value, *test.args))
+        answer = ast.NamedExpr(ast.Name(name, ast.Store()), _call("sync_free_collides", test.func.value, *test.args))
         self.near.append(name)
         self.generic_visit(node)
         self.near.pop()
-        node.test = ast.Compare(near, [ast.IsNot()], [ast.Constant(None)])
+        node.test = ast.Compare(answer, [ast.IsNot()], [ast.Constant(None)])
         return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
-        target = node.targets[0]
-        if len(node.targets) > 1 or not isinstance(target, ast.Subscript) or not _can_be_moved(node):
-            return node
-        return self._write(target, node.value, ast.Constant(None), node)
+        return self._write_call(node, node.targets[0], None) if _writes_an_entry(node) else node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         self.generic_visit(node)
-        if not isinstance(node.target, ast.Subscript) or type(node.op) not in _OPERATORS or not _can_be_moved(node):
-            return node
-        return self._write(node.target, node.value, ast.Constant(_OPERATORS[type(node.op)][0]), node)
+        return self._write_call(node, node.target, _OPERATORS[type(node.op)]) if _writes_an_entry(node) else node
 
-    def _write(self, target: ast.Subscript, value: ast.expr, op: ast.expr, node: ast.AST) -> ast.AST:
-        index = _Slices().visit(target.slice)
-        whole = _Whole(target.slice)
-        everywhere = whole.visit(ast.parse(ast.unparse(value), mode="eval").body)
-        parts: ast.expr = ast.Constant(None)
-        if whole.found and whole.possible:
-            leaves = ast.Tuple(whole.leaves, ast.Load())
-            parts = ast.Tuple([leaves, _lambda(everywhere)], ast.Load())
-        near = ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load())
-        place = _lambda(ast.Tuple([target.value, index], ast.Load()))
-        write = ast.Expr(_call("steady_write", place, _lambda(value), op, parts, near))
-        return ast.fix_missing_locations(ast.copy_location(write, node))
-
-
-class _Slices(ast.NodeTransformer):
-    """``1:`` as an expression that can stand outside of brackets."""
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        return node
-
-    def visit_Slice(self, node: ast.Slice) -> ast.AST:
-        return _call("steady_slice", *(part or ast.Constant(None) for part in (node.lower, node.upper, node.step)))
+    def _write_call(self, node: ast.Assign | ast.AugAssign, target: Any, op: str | None) -> ast.AST:
+        """``sync_free_write(...)`` in place of an assignment; its arguments are explained in sync_free_ops.py."""
+        gathered = _Ungather(target.slice)
+        everywhere = gathered.visit(ast.parse(ast.unparse(node.value), mode="eval").body)
+        ungathered: ast.expr = ast.Constant(None)
+        if gathered.found and gathered.possible:
+            ungathered = ast.Tuple([ast.Tuple(gathered.leaves, ast.Load()), _lambda(everywhere)], ast.Load())
+        later = op is not None or isinstance(ungathered, ast.Tuple)
+        write = _call(
+            "sync_free_write",
+            ast.Constant(None) if later else node.value,
+            target.value,
+            ast.Subscript(ast.Name("sync_free_index", ast.Load()), target.slice, ast.Load()),
+            _lambda(node.value) if later else ast.Constant(None),
+            ast.Constant(op),
+            ungathered,
+            ast.Tuple([ast.Name(name, ast.Load()) for name in self.near], ast.Load()),
+        )
+        return ast.fix_missing_locations(ast.copy_location(ast.Expr(write), node))
 
 
-class _Whole(ast.NodeTransformer):
+class _Ungather(ast.NodeTransformer):
     """``y[mask] - 2 * z[mask]`` without the masks: arithmetic whose other leaves are, at run time, numbers."""
 
     def __init__(self, index: ast.expr) -> None:
         self.index = ast.unparse(index)
         self.leaves: list[ast.expr] = []
         self.found = False
-        # Evaluated once instead of several times.
+        # An index with a call would be evaluated once instead of several times.
         self.possible = not any(isinstance(part, ast.Call) for part in ast.walk(index))
 
     def visit(self, node: Any) -> Any:
@@ -239,21 +213,31 @@ class _Whole(ast.NodeTransformer):
         return node
 
 
-def _asks_for_contact(test: ast.expr) -> bool:
+def _is_collision_check(test: ast.expr) -> bool:
     """Whether it is ``world.collides(a, b)``."""
-    if not isinstance(test, ast.Call) or not isinstance(test.func, ast.Attribute) or test.keywords:
-        return False
-    return test.func.attr == "collides" and len(test.args) == 2
+    match test:
+        case ast.Call(func=ast.Attribute(attr="collides"), args=[_, _], keywords=[]):
+            return True
+    return False
 
 
 def _names(trees: Iterable[ast.AST]) -> Counter[str]:
-    """How often each variable occurs in trees, of which one may be part of another."""
+    """The number of times that each variable occurs in trees, of which one may be part of another."""
     parts = {id(part): part for tree in trees for part in ast.walk(tree)}
     return Counter(part.id for part in parts.values() if isinstance(part, ast.Name))
 
 
-def _can_be_moved(node: ast.Assign | ast.AugAssign) -> bool:
-    """Whether what is written, and where, means the same inside of a lambda."""
+def _writes_an_entry(node: ast.AST) -> bool:
+    """Whether it is ``x[index] = value`` or ``x[index] += value``, and means the same inside of a lambda."""
+    match node:
+        case ast.Assign(targets=[ast.Subscript()]):
+            return _can_be_moved(node)
+        case ast.AugAssign(target=ast.Subscript(), op=op):
+            return type(op) in _OPERATORS and _can_be_moved(node)
+    return False
+
+
+def _can_be_moved(node: ast.AST) -> bool:
     tied = (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await)
     return not any(
         isinstance(part, tied) or (isinstance(part, ast.Name) and part.id in ("super", "__class__", "locals"))
@@ -261,42 +245,38 @@ def _can_be_moved(node: ast.Assign | ast.AugAssign) -> bool:
     )
 
 
-def _acts(node: ast.AST) -> bool:
-    """Whether something is called that may do more than compute, which VMAS would not call where nothing is near."""
+def has_side_effects(node: ast.AST) -> bool:
+    """Whether a call in it may do more than compute, though VMAS would not make it where nothing is near."""
     called = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
-    return not all(isinstance(part, ast.Attribute) and part.attr in _PURE for part in called)
+    return not all(isinstance(part, ast.Attribute) and part.attr in SIDE_EFFECT_FREE for part in called)
 
 
 def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> bool:
-    """Whether statements set entries of tensors, and variables that nobody else sees, and do nothing else.
+    """Whether statements set entries of tensors, and variables of such bodies alone, and do nothing else.
 
     Args:
         body (list): the statements.
-        inner (set of str): variables of nothing but such bodies.
-        assigned (set of str): those set so far.
+        inner (set of str): variables that occur in such bodies alone.
+        assigned (set of str): those set so far; written to.
     """
     for node in body:
-        if isinstance(node, ast.If):
-            read = node.test
-        elif isinstance(node, (ast.Assign, ast.AugAssign)) and _can_be_moved(node):
-            read = node.value
-        else:
-            return False
-        if _names([read]).keys() & (inner - assigned) or _acts(node):
+        variable: str | None = None
+        match node:
+            case ast.If(test=read):
+                pass
+            case ast.Assign(targets=[ast.Name(id=variable)], value=read) if variable in inner and _can_be_moved(node):
+                pass
+            case ast.Assign(value=read) | ast.AugAssign(value=read) if _writes_an_entry(node):
+                pass
+            case _:
+                return False
+        if _names([read]).keys() & (inner - assigned) or has_side_effects(node):
             return False
         if isinstance(node, ast.If):
             if not all(_only_writes(branch, inner, {*assigned}) for branch in (node.body, node.orelse)):
                 return False
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(target, ast.Name):
-            if target.id not in inner:
-                return False
-            assigned.add(target.id)
-        elif not isinstance(target, ast.Subscript) or (
-            len(node.targets) > 1 if isinstance(node, ast.Assign) else type(node.op) not in _OPERATORS
-        ):
-            return False
+        elif variable is not None:
+            assigned.add(variable)
     return True
 
 

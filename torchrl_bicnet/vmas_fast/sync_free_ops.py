@@ -1,4 +1,4 @@
-"""Functions called by the rewritten source of VMAS, with the outputs of what they replace."""
+"""Functions called by the rewritten source of VMAS, with the outputs of the forms that they replace."""
 
 from __future__ import annotations
 
@@ -7,48 +7,55 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def _write(
-    place: Callable[[], tuple[Any, Any]],
-    value: Callable[[], Any],
+    new: Any,
+    x: Any,
+    index: Any,
+    value: Callable[[], Any] | None,
     op: str | None,
-    whole: tuple[tuple[Any, ...], Callable[[], Any]] | None,
+    ungathered: tuple[tuple[Any, ...], Callable[[], Any]] | None,
     near: tuple[Tensor, ...],
 ) -> None:
-    """``x[index] = value()``, or with ``op`` ``x[index] op= value()``, in the environments of ``near``."""
-    new = value() if op is None and whole is None else None  # Python's order
-    x, index = place()
-    masked = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
-    mask = functools.reduce(operator.and_, near, index) if masked else index
-    if masked and whole is not None and all(_is_number(leaf) for leaf in whole[0]):
-        new = whole[1]()
-    else:
-        old = x[index] if op is not None and not masked else None  # Python's order again
-        new = value() if op is not None or whole is not None else new
-        if old is not None and all(near):
-            x[index] = getattr(operator, f"i{op}")(old, new)
-            return
-        masked = masked and (_is_number(new) or (isinstance(new, Tensor) and new.ndim <= x.ndim - index.ndim))
-    if not masked:
-        if not all(near):
-            return
-        if op is None and _is_basic(index) and isinstance(x, Tensor) and isinstance(new, (bool, int, float)):
-            x[index].fill_(new)
-            return
-        x[index] = new if op is None else getattr(operator, f"i{op}")(x[index], new)
+    """``x[index] = new``, or ``x[index] op= value()``, in the environments where all of ``near`` are true.
+
+    The arguments stand in the order in which Python evaluates the statement. ``value`` takes the place of ``new`` where
+    it must be computed later: after the entry was read for ``op=``, or only if it cannot be computed ``ungathered``. Of
+    a value like ``2 * y[index] + c`` these are the leaves ``2`` and ``c``, which must be numbers, and a function that
+    computes ``2 * y + c`` for all entries. ``near`` are the answers of the ``world.collides`` around the statement.
+    """
+    by_mask = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
+    if by_mask and ungathered is not None and all(map(_is_number, ungathered[0])):
+        _write_where(functools.reduce(operator.and_, near, index), x, op, ungathered[1]())
         return
-    if mask.ndim < x.ndim:
-        mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    old = x[index] if op is not None and not by_mask else None
+    new = new if value is None else value()
+    if by_mask and (_is_number(new) or (isinstance(new, Tensor) and new.ndim <= x.ndim - index.ndim)):
+        _write_where(functools.reduce(operator.and_, near, index), x, op, new)
+    elif not all(near):
+        return
+    elif op is not None:
+        x[index] = getattr(operator, f"i{op}")(x[index] if by_mask else old, new)
+    elif _is_basic(index) and isinstance(x, Tensor) and isinstance(new, (bool, int, float)):
+        x[index].fill_(new)
+    else:
+        x[index] = new
+
+
+def _write_where(mask: Tensor, x: Tensor, op: str | None, new: Any) -> None:
+    """``x[mask] = new[mask]``, or with ``op=``, without counting the rows of the mask."""
+    mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
     if op is not None:
         new = getattr(operator, op)(x, new)
     elif not isinstance(new, Tensor):
         x.masked_fill_(mask, new)
         return
-    fresh = op is not None and isinstance(new, Tensor)  # else it may look at the memory of x
-    if fresh and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
+    # Without op, `new` may look at the memory of x.
+    if op is not None and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
         torch.where(mask, new, x, out=x)
     else:
         x.copy_(torch.where(mask, new, x))
@@ -87,7 +94,7 @@ def _constant(data: Any, kinds: Any, dtype: torch.dtype | None, device: torch.de
 
 
 def _frozen(data: Any) -> tuple[Any, Any] | None:
-    """The numbers in ``data`` and their types, hashable; ``None`` if it holds something else."""
+    """The numbers in ``data`` and their types, hashable; ``None`` if it holds anything else."""
     if isinstance(data, (bool, int, float)):
         return data, str(data) if data == 0 else type(data)  # -0.0 is no 0.0, and False no 0
     if not isinstance(data, (list, tuple)):
@@ -98,18 +105,17 @@ def _frozen(data: Any) -> tuple[Any, Any] | None:
     return tuple(part[0] for part in parts if part), tuple(part[1] for part in parts if part)
 
 
-def _near(world: Any, a: Any, b: Any) -> Tensor | None:
-    """Whether a and b are near in any environment; ``None`` if they cannot collide."""
-    near = getattr(world, "near", None)
-    if callable(near):
+def _collides(world: Any, a: Any, b: Any) -> Tensor | None:
+    """``world.collides(a, b)`` as a tensor; ``None`` if they can never collide."""
+    if callable(near := getattr(world, "near", None)):
         return near(a, b)
     return torch.ones((), dtype=torch.bool) if world.collides(a, b) else None
 
 
 HELPERS: dict[str, Any] = {
-    "steady_write": _write,
-    "steady_where": _where,
-    "steady_tensor": _tensor,
-    "steady_near": _near,
-    "steady_slice": slice,
+    "sync_free_write": _write,
+    "sync_free_where": _where,
+    "sync_free_tensor": _tensor,
+    "sync_free_collides": _collides,
+    "sync_free_index": np.s_,  # an index such as `1:, 0` as an expression of its own
 }

@@ -1,4 +1,4 @@
-"""Everything a VMAS environment is made of, found by following its attributes and containers."""
+"""The object graph of a VMAS environment: everything reached from it by attributes, slots, containers and closures."""
 
 from __future__ import annotations
 
@@ -17,96 +17,84 @@ from torch import Tensor
 from vmas.simulator.core import World
 from vmas.simulator.environment import Environment
 
-# Of a world: what was computed of its present state.
+# The attribute of a world that caches what was computed from its present state (vmas_fast/distances.py).
 SENSING = "_sensing"
-# Beside that, of VMAS's environment: what a window on the screen needs, much of which lives outside of Python, and the
-# spaces, which only describe.
+# Attributes of VMAS's environment and world that are no state: the cache, the window on the screen, much of which lives
+# outside of Python, and the spaces, which only describe.
 NO_STATE = frozenset(
     {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING}
 )
 SCALARS = frozenset({bool, int, float, str, type(None)})
-CONSTANTS = (
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    torch.device,
-    torch.dtype,
-    np.dtype,
-    np.generic,
-    enum.Enum,
-    bytes,
-    complex,
-    range,
-    slice,
-    logging.Logger,
+# Known by name only, never looked into.
+OPAQUE = (
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger),
+    *(torch.device, torch.dtype, np.dtype, np.generic, enum.Enum, bytes, complex, range, slice),
 )
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 @dataclass(slots=True)
 class Node:
-    """Something whose contents can change: an object, a list, a dict, a set, a function's closure, a generator."""
+    """An object whose contents can change: also a list, dict or set, a function's closure, a random generator."""
 
     path: str
-    thing: Any
-    contents: dict[Any, Any] | list[Any]
+    obj: Any
+    contents: Any  # as contents_of gives them
 
 
 @dataclass(slots=True)
-class Walk:
-    """What :func:`walk` found, each thing once, by its ``id``, under the first path that leads to it."""
+class ObjectGraph:
+    """The objects that :func:`traverse` found, each once, by its ``id``, under the first path that leads to it."""
 
     nodes: dict[int, Node]
     tensors: dict[int, tuple[str, Tensor]]
     arrays: dict[int, tuple[str, np.ndarray]]
-    constants: dict[int, tuple[str, Any]]
+    opaque: dict[int, tuple[str, Any]]
 
 
-def walk(environment: Environment) -> Walk:
+def traverse(environment: Environment) -> ObjectGraph:
     """Follow every attribute, slot and container from a VMAS environment, breadth first.
 
     The entities come first, so that their paths do not depend on what else points to them at the moment.
 
     Raises:
-        TypeError: for something whose state cannot be seen from Python.
+        TypeError: for an object whose state cannot be seen from Python.
     """
-    found = Walk({}, {}, {}, {})
+    graph = ObjectGraph({}, {}, {}, {})
     world = environment.world
     queue: deque[tuple[str, Any]] = deque([("world._agents", world._agents), ("world._landmarks", world._landmarks)])
     queue.extend((f"world._agents[{i}]", agent) for i, agent in enumerate(world._agents))
     queue.extend((f"world._landmarks[{i}]", landmark) for i, landmark in enumerate(world._landmarks))
     queue.extend((("world", world), ("scenario", environment.scenario), ("environment", environment)))
     while queue:
-        path, thing = queue.popleft()
-        kind = _kind(thing.__class__)
+        path, obj = queue.popleft()
+        kind = _kind(obj.__class__)
         if kind is Tensor:
-            found.tensors.setdefault(id(thing), (path, thing))
+            graph.tensors.setdefault(id(obj), (path, obj))
         elif kind is np.ndarray:
-            found.arrays.setdefault(id(thing), (path, thing))
+            graph.arrays.setdefault(id(obj), (path, obj))
         elif kind is tuple:  # immutable: part of what holds it
-            if type(thing) not in (tuple, frozenset):
-                found.constants.setdefault(id(type(thing)), (path, type(thing)))
-            queue.extend((f"{path}[{i}]", item) for i, item in enumerate(thing) if type(item) not in SCALARS)
-        elif kind is CONSTANTS:
-            if id(thing) not in found.constants:
-                found.constants[id(thing)] = path, thing
-                if isinstance(thing, types.MethodType):
-                    queue.append((f"{path}.__self__", thing.__self__))
-                elif isinstance(thing, types.FunctionType) and thing.__closure__:
-                    _enter(found, queue, f"{path}.__closure__", thing)
-        elif id(thing) not in found.nodes:
-            _enter(found, queue, path, thing)
-    return found
+            if type(obj) not in (tuple, frozenset):
+                graph.opaque.setdefault(id(type(obj)), (path, type(obj)))
+            queue.extend((f"{path}[{i}]", item) for i, item in enumerate(obj) if type(item) not in SCALARS)
+        elif kind is OPAQUE:
+            if id(obj) not in graph.opaque:
+                graph.opaque[id(obj)] = path, obj
+                if isinstance(obj, types.MethodType):
+                    queue.append((f"{path}.__self__", obj.__self__))
+                elif isinstance(obj, types.FunctionType) and obj.__closure__:
+                    _add_node(graph, queue, f"{path}.__closure__", obj)
+        elif id(obj) not in graph.nodes:
+            _add_node(graph, queue, path, obj)
+    return graph
 
 
-def _enter(found: Walk, queue: deque[tuple[str, Any]], path: str, thing: Any) -> None:
-    contents = contents_of(thing, path)
-    found.nodes[id(thing)] = Node(path, thing, contents)
+def _add_node(graph: ObjectGraph, queue: deque[tuple[str, Any]], path: str, obj: Any) -> None:
+    contents = contents_of(obj, path)
+    graph.nodes[id(obj)] = Node(path, obj, contents)
     if isinstance(contents, list):
         queue.extend((f"{path}[{index}]", value) for index, value in enumerate(contents) if type(value) not in SCALARS)
-    elif isinstance(thing, dict):
+    elif isinstance(obj, dict):
         for index, (key, value) in enumerate(contents.items()):
             if type(key) not in SCALARS:
                 queue.append((f"{path}[{index}].key", key))
@@ -121,8 +109,8 @@ def _enter(found: Walk, queue: deque[tuple[str, Any]], path: str, thing: Any) ->
 # Bounded, since VMAS makes new classes for every environment it loads.
 @functools.lru_cache(maxsize=1024)
 def _kind(cls: Any) -> Any:
-    """How things of a class are treated: as the first of these that it is a kind of, otherwise as an object."""
-    for kind in (Tensor, np.ndarray, tuple, dict, CONSTANTS, GENERATORS):
+    """The way to treat objects of a class: as the first of these that it is a subclass of, else as plain objects."""
+    for kind in (Tensor, np.ndarray, tuple, dict, OPAQUE, GENERATORS):
         if issubclass(cls, kind):
             return kind
     if issubclass(cls, frozenset):
@@ -130,98 +118,101 @@ def _kind(cls: Any) -> Any:
     return list if issubclass(cls, (list, deque, set)) else object
 
 
-def contents_of(thing: Any, path: str) -> dict[Any, Any] | list[Any]:
+def contents_of(obj: Any, path: str) -> dict[Any, Any] | list[Any]:
     """A shallow copy of what a node holds: attributes by name, items of a dict by key, other items in order."""
-    kind = _kind(thing.__class__)
+    kind = _kind(obj.__class__)
     if kind is object:
-        return _attributes(thing, path)
-    if kind is dict:
-        return dict(thing)
-    if kind is list:
-        return list(thing)
-    if kind is CONSTANTS:  # a function
-        names = thing.__code__.co_freevars
-        return {name: cell.cell_contents for name, cell in zip(names, thing.__closure__) if _is_filled(cell)}
-    if isinstance(thing, torch.Generator):
-        return {"state": thing.get_state()}
-    if isinstance(thing, np.random.Generator):
-        return {"state": thing.bit_generator.state}
-    if isinstance(thing, np.random.RandomState):
-        return {"state": thing.get_state(legacy=False)}
-    return {"state": thing.getstate()}
+        return _attributes(obj, path)
+    if kind in (dict, list):
+        return kind(obj)
+    if kind is OPAQUE:  # a function
+        names = obj.__code__.co_freevars
+        return {name: cell.cell_contents for name, cell in zip(names, obj.__closure__) if _is_filled(cell)}
+    if isinstance(obj, np.random.Generator):
+        return {"state": obj.bit_generator.state}
+    if isinstance(obj, np.random.RandomState):
+        return {"state": obj.get_state(legacy=False)}
+    return {"state": obj.getstate() if isinstance(obj, random.Random) else obj.get_state()}
 
 
-def _attributes(thing: Any, path: str) -> dict[str, Any]:
-    slots = _slots(thing.__class__)
-    if not hasattr(thing, "__dict__") and not slots:
+def _attributes(obj: Any, path: str) -> dict[str, Any]:
+    slots = _slots(obj.__class__)
+    if not hasattr(obj, "__dict__") and not slots:
         raise TypeError(
             f"The state of {path} cannot be seen: expected numbers, strings, tensors, arrays, generators, containers "
-            f"or Python objects, found {type(thing).__module__}.{type(thing).__qualname__}."
+            f"or Python objects, found {type(obj).__module__}.{type(obj).__qualname__}."
         )
-    contents = dict(getattr(thing, "__dict__", ()))
-    contents.update((name, getattr(thing, name)) for name in slots if hasattr(thing, name))
-    if isinstance(thing, (Environment, World)):
-        for name in NO_STATE:
-            contents.pop(name, None)
+    contents = dict(getattr(obj, "__dict__", ()))
+    contents.update((name, getattr(obj, name)) for name in slots if hasattr(obj, name))
+    for name in _no_state(obj):
+        contents.pop(name, None)
     return contents
 
 
-def fill(thing: Any, contents: dict[Any, Any] | list[Any]) -> None:
+def set_contents(obj: Any, contents: Any) -> None:
     """Give a node, in place, the contents that :func:`contents_of` would then return."""
-    if isinstance(thing, dict):
-        thing.clear()
-        thing.update(contents)
-    elif isinstance(thing, (list, deque)):
-        thing.clear()
-        thing.extend(contents)
-    elif isinstance(thing, set):
-        thing.clear()
-        thing.update(contents)
-    elif isinstance(thing, types.FunctionType):
-        cells = dict(zip(thing.__code__.co_freevars, thing.__closure__ or ()))
-        for name, value in dict(contents).items():
+    if isinstance(obj, (dict, set, list, deque)):
+        obj.clear()
+        (obj.update if isinstance(obj, (dict, set)) else obj.extend)(contents)
+    elif isinstance(obj, types.FunctionType):
+        cells = dict(zip(obj.__code__.co_freevars, obj.__closure__ or ()))
+        for name, value in contents.items():
             cells[name].cell_contents = value
-    elif isinstance(thing, torch.Generator):
-        thing.set_state(dict(contents)["state"])
-    elif isinstance(thing, np.random.Generator):
-        thing.bit_generator.state = dict(contents)["state"]
-    elif isinstance(thing, np.random.RandomState):
-        thing.set_state(dict(contents)["state"])
-    elif isinstance(thing, random.Random):
-        thing.setstate(dict(contents)["state"])
+    elif isinstance(obj, np.random.Generator):
+        obj.bit_generator.state = contents["state"]
+    elif isinstance(obj, random.Random):
+        obj.setstate(contents["state"])
+    elif isinstance(obj, (torch.Generator, np.random.RandomState)):
+        obj.set_state(contents["state"])
     else:
-        _fill_object(thing, dict(contents))
+        _set_attributes(obj, dict(contents))
 
 
-def name_of(thing: Any) -> str:
-    """What a constant of a program is called, the same in every process."""
-    if isinstance(thing, enum.Enum):
-        return f"{name_of(type(thing))}.{thing.name}"
-    if isinstance(thing, (type, types.FunctionType, types.MethodType)):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    return thing.__name__ if isinstance(thing, types.ModuleType) else str(thing)
-
-
-def _fill_object(thing: Any, contents: dict[str, Any]) -> None:
-    for name in _slots(thing.__class__):
+def _set_attributes(obj: Any, contents: dict[str, Any]) -> None:
+    for name in _slots(obj.__class__):
         if name in contents:
             # Past a frozen dataclass and past setters that check or convert.
-            object.__setattr__(thing, name, contents.pop(name))
-        elif hasattr(thing, name):
-            object.__delattr__(thing, name)
-    if not hasattr(thing, "__dict__"):
-        return
-    attributes = thing.__dict__
-    kept = NO_STATE if isinstance(thing, (Environment, World)) else frozenset()
-    for name in [name for name in attributes if name not in contents and name not in kept]:
-        del attributes[name]
-    attributes.update(contents)
+            object.__setattr__(obj, name, contents.pop(name))
+        elif hasattr(obj, name):
+            object.__delattr__(obj, name)
+    if hasattr(obj, "__dict__"):
+        attributes = obj.__dict__
+        for name in attributes.keys() - contents.keys() - _no_state(obj):
+            del attributes[name]
+        attributes.update(contents)
+
+
+def name_of(obj: Any) -> str:
+    """The name of an opaque object, the same in every process."""
+    if isinstance(obj, enum.Enum):
+        return f"{name_of(type(obj))}.{obj.name}"
+    if isinstance(obj, (type, types.FunctionType, types.MethodType)):
+        return f"{obj.__module__}.{obj.__qualname__}"
+    return obj.__name__ if isinstance(obj, types.ModuleType) else str(obj)
+
+
+def is_under(path: str, roots: tuple[str, ...]) -> bool:
+    """Whether a path is one of the roots or leads through one."""
+    return any(path == root or path.startswith((f"{root}.", f"{root}[")) for root in roots)
+
+
+def stream_paths(graph: ObjectGraph, environment: Environment) -> tuple[str, ...]:
+    """The paths of random generators, and of the environment's own random stream."""
+    return tuple(
+        node.path
+        for node in graph.nodes.values()
+        if node.obj is environment.random_stream or isinstance(node.obj, GENERATORS)
+    )
+
+
+def _no_state(obj: Any) -> frozenset[str]:
+    return NO_STATE if isinstance(obj, (Environment, World)) else frozenset()
 
 
 @functools.lru_cache(maxsize=1024)
-def _slots(kind: Any) -> list[str]:
+def _slots(cls: Any) -> list[str]:
     found: list[str] = []
-    for base in kind.__mro__:
+    for base in cls.__mro__:
         names = base.__dict__.get("__slots__", ())
         found += [names] if isinstance(names, str) else list(names)
     return [name for name in found if name not in ("__dict__", "__weakref__")]

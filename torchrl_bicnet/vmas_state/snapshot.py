@@ -8,7 +8,6 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,22 @@ from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_type
-from torchrl_bicnet.vmas_state.object_graph import SCALARS, Walk, fill, name_of, walk
-from torchrl_bicnet.vmas_state.unwrap import environment_of
+from torchrl_bicnet.vmas_state.object_graph import SCALARS, ObjectGraph, name_of, set_contents, traverse
+from torchrl_bicnet.vmas_state.unwrap import environment_of, scenario_file
 
 MADE_BY = "made by"
+_OURS = "torchrl_bicnet."
 
 
 @dataclass(frozen=True)
 class WorldSnapshot:
-    """What :func:`snapshot` took of an environment; independent of it, and saved without pickle.
+    """The state of a VMAS environment, as taken by :func:`snapshot`; independent of it, and saved without pickle.
 
     Args:
         tensors (TensorDict): copies of the tensors and arrays, without batch size, under the path of the first place
             that holds them, such as ``world._agents[0]._state._pos``. ``tensors.memmap(folder)`` saves them.
-        plain (dict): JSON values: for each object, list, dict and set, by its path, what it holds, and under
-            ``"made by"`` which environment it was. ``json.dump`` saves it.
+        plain (dict): JSON values: the contents of each object, list, dict and set by its path, and under ``"made by"``
+            the scenario, options and sizes of the environment. ``json.dump`` saves it.
     """
 
     tensors: TensorDict
@@ -60,8 +60,8 @@ def snapshot(env: EnvBase) -> WorldSnapshot:
         WorldSnapshot: for :func:`restore`.
 
     Raises:
-        TypeError: for another kind of environment; for one that holds something whose state cannot be seen from
-            Python or saved, the message names its path.
+        TypeError: for another kind of environment; for one that holds an object whose state cannot be seen from Python
+            or saved, the message names its path.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env, restore, snapshot
@@ -76,7 +76,7 @@ def snapshot(env: EnvBase) -> WorldSnapshot:
         True
     """
     environment = environment_of(env)
-    return _Encoder(environment, walk(environment)).snapshot()
+    return _Encoder(environment, traverse(environment)).snapshot()
 
 
 def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
@@ -93,7 +93,7 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
     Raises:
         ValueError: if the snapshot is of another environment or damaged; the message says what differs. The
             environment is unchanged then.
-        TypeError: as :func:`snapshot`, or for something else than a snapshot.
+        TypeError: as :func:`snapshot`, or for another type of snapshot.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env, restore, snapshot
@@ -118,29 +118,26 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
     ]
     if differences:
         raise ValueError(f"The snapshot is of another environment: {'; '.join(differences)}.")
-    here = walk(environment)
-    contents = _Decoder(environment, snapshot, here).contents()
+    here = traverse(environment)
+    decoded = _Decoder(environment, snapshot, here).decode()
     try:
-        # What holds another thing comes before it, and a generator takes a copy of what holds its state.
-        for thing, held in reversed(contents):
-            fill(thing, held)
+        # An object comes before those it holds, and a generator copies the contents of the array that holds its state.
+        for obj, contents in reversed(decoded):
+            set_contents(obj, contents)
     except Exception as error:
         for node in reversed(here.nodes.values()):
-            fill(node.thing, node.contents)
+            set_contents(node.obj, node.contents)
         raise ValueError(f"The snapshot is damaged: {error!r}.") from error
 
 
-def _like(tensor: Tensor) -> str:
+def _dtype_and_shape(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _made_by(environment: Environment) -> dict[str, Any]:
-    scenario = type(environment.scenario)
-    # VMAS loads its scenarios as modules without a name.
-    file = Path(scenario.make_world.__code__.co_filename).stem
     options = json.loads(json.dumps(environment.options, default=lambda value: name_of(type(value))))
     return {
-        "scenario": f"{file}.{scenario.__qualname__}",
+        "scenario": f"{scenario_file(environment)}.{type(environment.scenario).__qualname__}",
         "num_envs": environment.num_envs,
         "device": str(environment.device),
         "agents": [agent.name for agent in environment.agents],
@@ -149,75 +146,73 @@ def _made_by(environment: Environment) -> dict[str, Any]:
 
 
 class _Encoder:
-    """Turns what a walk found into tensors and JSON values."""
+    """Turns an object graph into tensors and JSON values."""
 
-    def __init__(self, environment: Environment, found: Walk) -> None:
-        self.environment, self.found = environment, found
+    def __init__(self, environment: Environment, graph: ObjectGraph) -> None:
+        self.environment, self.graph = environment, graph
         self.tensors: dict[str, Tensor] = {}
         self.references: dict[int, dict[str, Any]] = {}
 
     def snapshot(self) -> WorldSnapshot:
         self._copy_tensors()
         self._copy_arrays()
-        for identity, node in self.found.nodes.items():
-            if identity not in self.found.constants:
-                self.references[identity] = {"at": node.path}
-        for identity, (path, constant) in self.found.constants.items():
-            self.references[identity] = {"constant": name_of(constant), "at": path}
+        self.references.update((identity, {"at": node.path}) for identity, node in self.graph.nodes.items())
+        for identity, (path, obj) in self.graph.opaque.items():
+            self.references[identity] = {"constant": name_of(obj), "at": path}
         plain: dict[str, Any] = {MADE_BY: _made_by(self.environment)}
-        for node in self.found.nodes.values():
-            plain[node.path] = {"is": name_of(type(node.thing)), **self._encode_contents(node.thing, node.contents)}
+        for node in self.graph.nodes.values():
+            plain[node.path] = {"is": name_of(type(node.obj)), **self._encode_contents(node.obj, node.contents)}
         return WorldSnapshot(TensorDict(self.tensors, batch_size=[]), plain)
 
     def _copy_tensors(self) -> None:
-        storages: dict[int, list[tuple[str, Tensor]]] = {}
-        for path, tensor in self.found.tensors.values():
-            storages.setdefault(tensor.untyped_storage()._cdata, []).append((path, tensor))
-        for users in storages.values():
+        by_memory: dict[int, list[tuple[str, Tensor]]] = {}
+        for path, tensor in self.graph.tensors.values():
+            by_memory.setdefault(tensor.untyped_storage()._cdata, []).append((path, tensor))
+        for users in by_memory.values():
             key, first = users[0]
             n_bytes = first.untyped_storage().nbytes()
             # Tensors saved to files forget their device.
             device = {} if first.device.type == self.environment.device.type else {"device": first.device.type}
             if len(users) == 1 and first.is_contiguous() and first.numel() * first.itemsize == n_bytes:
                 self.tensors[key] = first.detach().clone()
-                self.references[id(first)] = {"tensor": key, "like": _like(self.tensors[key]), **device}
+                self.references[id(first)] = {"tensor": key, "like": _dtype_and_shape(first), **device}
                 continue
             # Strides are kept, since sums over other strides round otherwise, and memory that tensors share is copied
             # once, as the flat piece that all of them look at.
             same = len({tensor.dtype for _, tensor in users}) == 1 and n_bytes % first.itemsize == 0
             flat = torch.empty(0, dtype=first.dtype if same else torch.uint8, device=first.device)
             self.tensors[key] = flat.set_(first.untyped_storage(), 0, (n_bytes // flat.itemsize,), (1,)).clone()
-            like = _like(self.tensors[key])
+            like = _dtype_and_shape(self.tensors[key])
             for path, tensor in users:
                 view = [str(tensor.dtype), list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
                 self.references[id(tensor)] = {"tensor": key, "view": view, "like": like, "at": path, **device}
 
     def _copy_arrays(self) -> None:
-        for identity, (path, array) in self.found.arrays.items():
+        for identity, (path, array) in self.graph.arrays.items():
             if array.dtype.kind not in "biufc":
                 raise TypeError(f"Cannot save the array {path}: expected numbers, found dtype {array.dtype}.")
             self.tensors[path] = torch.from_numpy(array.copy())
-            self.references[identity] = {"array": path, "like": _like(self.tensors[path])}
+            self.references[identity] = {"array": path, "like": _dtype_and_shape(self.tensors[path])}
 
-    def _encode_contents(self, thing: Any, contents: dict[Any, Any] | list[Any]) -> dict[str, Any]:
+    def _encode_contents(self, obj: Any, contents: dict[Any, Any] | list[Any]) -> dict[str, Any]:
         encode = self._encode
         if isinstance(contents, list):
-            return {"items": self._encode_items(thing, contents)}
-        if isinstance(thing, dict):
+            return {"items": self._encode_items(obj, contents)}
+        if isinstance(obj, dict):
             return {"entries": [[encode(key), encode(value)] for key, value in contents.items()]}
         return {"attributes": {name: encode(value) for name, value in contents.items()}}
 
-    def _encode_items(self, thing: Any, items: Iterable[Any]) -> list[Any]:
+    def _encode_items(self, obj: Any, items: Iterable[Any]) -> list[Any]:
         encoded = [self._encode(item) for item in items]
         # A set's order is that of addresses and of hashes, which differ between processes.
-        return sorted(encoded, key=json.dumps) if isinstance(thing, (set, frozenset)) else encoded
+        return sorted(encoded, key=json.dumps) if isinstance(obj, (set, frozenset)) else encoded
 
     def _encode(self, value: Any) -> Any:
-        kind = type(value)
-        if kind in SCALARS:
-            return value if kind is not float or math.isfinite(value) else {"float": str(value)}
+        cls = type(value)
+        if cls in SCALARS:
+            return value if cls is not float or math.isfinite(value) else {"float": str(value)}
         if isinstance(value, (tuple, frozenset)):
-            return {"fixed": self._encode_items(value, value), "is": name_of(kind)}
+            return {"fixed": self._encode_items(value, value), "is": name_of(cls)}
         if isinstance(value, np.generic):
             return {"number": value.item(), "dtype": str(value.dtype)}
         return self.references[id(value)]
@@ -226,52 +221,54 @@ class _Encoder:
 class _Decoder:
     """Turns tensors and JSON values into contents for an environment's own objects, changing none of them."""
 
-    def __init__(self, environment: Environment, snapshot: WorldSnapshot, here: Walk) -> None:
+    def __init__(self, environment: Environment, snapshot: WorldSnapshot, here: ObjectGraph) -> None:
         self.snapshot, self.device = snapshot, environment.device
-        self.here = {node.path: node.thing for node in here.nodes.values()}
-        self.things: dict[str, Any] = {}
-        self.kinds: dict[str, Any] = {name_of(kind): kind for kind in (list, dict, set, deque, tuple, frozenset)}
-        self.kinds.update((name_of(type(node.thing)), type(node.thing)) for node in here.nodes.values())
-        self.constants: dict[str, dict[str, Any]] = {}  # by name and by path
-        for path, constant in here.constants.values():
-            for alike in type(constant) if isinstance(constant, enum.Enum) else [constant]:
-                self.constants.setdefault(name_of(alike), {})[path] = alike
-            if isinstance(constant, type):
-                self.kinds[name_of(constant)] = constant
+        self.here = {node.path: node.obj for node in here.nodes.values()}
+        self.objects: dict[str, Any] = {}
+        self.classes: dict[str, Any] = {name_of(cls): cls for cls in (list, dict, set, deque, tuple, frozenset)}
+        self.classes.update((name_of(type(obj)), type(obj)) for obj in self.here.values())
+        self.opaque: dict[str, dict[str, Any]] = {}  # by name and by path
+        for path, obj in here.opaque.values():
+            for member in type(obj) if isinstance(obj, enum.Enum) else [obj]:
+                self.opaque.setdefault(name_of(member), {})[path] = member
+            if isinstance(obj, type):
+                self.classes[name_of(obj)] = obj
         self.tensors: dict[str, Tensor] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.memory: dict[str, Tensor] = {}
 
-    def contents(self) -> list[tuple[Any, Any]]:
-        """Each thing of the snapshot, and what it is to hold."""
-        plain = {path: held for path, held in self.snapshot.plain.items() if path != MADE_BY}
-        # Nothing refers to these; all else that is missing is missed by what holds it.
+    def decode(self) -> list[tuple[Any, Any]]:
+        """Each object of the snapshot and its contents."""
+        plain = {path: encoded for path, encoded in self.snapshot.plain.items() if path != MADE_BY}
+        # Nothing refers to these; any other object that is missing is found missing by the one that holds it.
         missing = [root for root in ("world", "scenario", "environment") if root not in plain]
         if missing:
             raise ValueError(f"The snapshot is damaged: it lacks {', '.join(missing)}.")
-        path, contents = "", []
+        path, decoded = "", []
         try:
-            for path, held in plain.items():
-                self.things[path] = self._thing(path, held["is"])
-            for path, held in plain.items():
-                contents.append((self.things[path], self._decode_contents(held)))
+            for path, encoded in plain.items():
+                self.objects[path] = self._find_or_make(path, encoded["is"])
+            for path, encoded in plain.items():
+                decoded.append((self.objects[path], self._decode_contents(encoded)))
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"The snapshot is damaged or of another environment, at {path}: {error!r}.") from error
-        return contents
+        return decoded
 
-    def _thing(self, path: str, kind: str) -> Any:
-        thing = self.here.get(path)
-        if name_of(type(thing)) == kind:
-            return thing
-        return self.kinds[kind].__new__(self.kinds[kind])
+    def _find_or_make(self, path: str, class_name: str) -> Any:
+        obj = self.here.get(path)
+        here = name_of(type(obj))
+        # A class of this package may have had another name when the snapshot was taken.
+        if here == class_name or (here.startswith(_OURS) and class_name.startswith(_OURS)):
+            return obj
+        return self.classes[class_name].__new__(self.classes[class_name])
 
-    def _decode_contents(self, held: dict[str, Any]) -> dict[Any, Any] | list[Any]:
+    def _decode_contents(self, encoded: dict[str, Any]) -> dict[Any, Any] | list[Any]:
         decode = self._decode
-        if "items" in held:
-            return [decode(value) for value in held["items"]]
-        if "entries" in held:
-            return {decode(key): decode(value) for key, value in held["entries"]}
-        return {name: decode(value) for name, value in held["attributes"].items()}
+        if "items" in encoded:
+            return [decode(value) for value in encoded["items"]]
+        if "entries" in encoded:
+            return {decode(key): decode(value) for key, value in encoded["entries"]}
+        return {name: decode(value) for name, value in encoded["attributes"].items()}
 
     def _decode(self, value: Any) -> Any:
         if type(value) in SCALARS:
@@ -279,12 +276,12 @@ class _Decoder:
         if "tensor" in value:
             return self._tensor(value)
         if "constant" in value:
-            return self._constant(value["constant"], value["at"])
+            return self._opaque(value["constant"], value["at"])
         if "at" in value:
-            return self.things[value["at"]]
+            return self.objects[value["at"]]
         if "fixed" in value:
-            kind = self.kinds[value["is"]]
-            return kind.__new__(kind, [self._decode(item) for item in value["fixed"]])
+            cls = self.classes[value["is"]]
+            return cls.__new__(cls, [self._decode(item) for item in value["fixed"]])
         if "array" in value:
             key = value["array"]
             if key not in self.arrays:
@@ -307,17 +304,17 @@ class _Decoder:
             self.tensors[name] = tensor
         return self.tensors[name]
 
-    def _constant(self, name: str, path: str) -> Any:
-        candidates = self.constants[name]
+    def _opaque(self, name: str, path: str) -> Any:
+        candidates = self.opaque[name]
         if path in candidates:
             return candidates[path]
-        if len({id(constant) for constant in candidates.values()}) > 1:
+        if len({id(obj) for obj in candidates.values()}) > 1:
             raise LookupError(f"found {len(candidates)} of {name} and none at {path}")
         return next(iter(candidates.values()))
 
     def _copy(self, key: str, like: str) -> Tensor:
-        # Loaded from files they are tensors of a kind of their own.
+        # Tensors loaded from files are of a subclass.
         tensor = self.snapshot.tensors[key].as_subclass(Tensor)
-        if _like(tensor) != like:
-            raise ValueError(f"expected {like} at {key}, found {_like(tensor)}")
+        if _dtype_and_shape(tensor) != like:
+            raise ValueError(f"expected {like} at {key}, found {_dtype_and_shape(tensor)}")
         return tensor.clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,176 +9,169 @@ import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.vmas_state.object_graph import GENERATORS, SCALARS, Walk, fill, name_of, walk
+from torchrl_bicnet.vmas_state.object_graph import SCALARS, is_under, name_of, set_contents, stream_paths, traverse
+
+_Pair = tuple[int, int]  # the ids of two tensors
 
 
-class Before:
-    """An environment as it is now, to put back all of it or some of its rows."""
+class SavedState:
+    """The state of an environment as it is now, to restore all of it or some of its rows."""
 
     def __init__(self, environment: Environment) -> None:
-        self.environment, self.found = environment, walk(environment)
-        self.copies = {
+        self.environment, self.graph = environment, traverse(environment)
+        self.tensors = {
             identity: (_version(tensor), tensor.detach().clone())
-            for identity, (_, tensor) in self.found.tensors.items()
+            for identity, (_, tensor) in self.graph.tensors.items()
         }
-        self.arrays = {identity: array.copy() for identity, (_, array) in self.found.arrays.items()}
-        self.nodes = {node.path: node for node in self.found.nodes.values()}
-        # What is drawn is drawn.
-        self.streams = tuple(
-            node.path
-            for node in self.found.nodes.values()
-            if node.thing is environment.random_stream or isinstance(node.thing, GENERATORS)
-        )
+        self.arrays = {identity: array.copy() for identity, (_, array) in self.graph.arrays.items()}
 
-    def undo(self) -> None:
-        """Put everything back, random streams too."""
-        for _, tensor in self.found.tensors.values():
-            version, copy = self.copies[id(tensor)]
+    def restore(self) -> None:
+        """Restore everything, random streams too."""
+        for _, tensor in self.graph.tensors.values():
+            version, copy = self.tensors[id(tensor)]
             if _version(tensor) != version or version is None:
                 for dimension in [d for d in range(tensor.ndim) if tensor.stride(d) == 0 and tensor.shape[d] > 1]:
                     tensor, copy = tensor.narrow(dimension, 0, 1), copy.narrow(dimension, 0, 1)
                 tensor.detach().copy_(copy)
-        for _, array in self.found.arrays.values():
+        for _, array in self.graph.arrays.values():
             array[...] = self.arrays[id(array)]
-        for node in reversed(self.found.nodes.values()):
-            fill(node.thing, node.contents)
-
-    def difference(self, mask: Tensor | None = None) -> str:
-        """What has changed of all that is no row of an environment, and of the rows that a mask picks."""
-        changes = _Changes(self, walk(self.environment))
-        difference = changes.in_common()
-        if difference or mask is None:
-            return difference
-        return changes.differing(changes.rows.values(), mask)
-
-    def keep(self, mask: Tensor, *, strict: bool = True) -> str:
-        """Put the rows outside of the mask back, or, if more than rows changed, do nothing and say what."""
-        changes = _Changes(self, walk(self.environment))
-        difference = changes.in_common() if strict else ""
-        if not difference:
-            changes.keep(mask)
-        return difference
+        for node in reversed(self.graph.nodes.values()):
+            set_contents(node.obj, node.contents)
 
 
-class _Changes:
-    """What differs between an environment before and now."""
+class StateDiff:
+    """The differences between a saved state and the environment now.
 
-    def __init__(self, before: Before, now: Walk) -> None:
-        self.before, self.now = before, now
-        self.rows: dict[tuple[int, int], tuple[str, Tensor, Tensor]] = {}  # path, tensor before and now
-        self.others: list[tuple[str, Tensor, Tensor]] = []
-        self.plain = ""
-        self.n_changed = 0
-        self.touched: list[tuple[Any, Any, Any]] = []  # thing, its contents before and now
-        for node in now.nodes.values():
-            old = before.nodes.get(node.path)
-            # If there was nothing of the kind, then what leads here differs too.
-            if old is not None and type(old.thing) is type(node.thing) and not within(node.path, before.streams):
-                self._compare_contents(node.path, node.thing, old.contents, node.contents)
+    Tensors with one row for each environment (``rows``) are told from all other state, which the environments of the
+    batch share. Random streams are left out: they are not rolled back.
+    """
 
-    def _compare_contents(self, path: str, thing: Any, x: Any, y: Any) -> None:
-        names, values = (range(len(y)), y) if isinstance(y, list) else (y, y.values())
-        if len(x) != len(y) or (isinstance(y, dict) and x.keys() != y.keys()):
-            self._note(path, "holds other things")
-            return
-        n_changed = self.n_changed
-        for name, value in zip(names, values):
-            if type(value) in SCALARS:
-                if value != x[name] and value == value:
-                    self._note(f"{path}.{name}", "changes")
+    def __init__(self, saved: SavedState) -> None:
+        self.saved, self.now = saved, traverse(saved.environment)
+        self.rows: dict[_Pair, tuple[str, Tensor, Tensor]] = {}  # path, tensor then and now
+        self.shared: list[tuple[str, Tensor, Tensor]] = []
+        self.shared_change = ""  # the first in anything but tensors
+        self.changed_nodes: list[tuple[Any, Any, Any]] = []  # that hold rows: object, its contents then and now
+        self._n_row_changes = 0
+        nodes = {node.path: node for node in saved.graph.nodes.values()}
+        streams = stream_paths(saved.graph, saved.environment)
+        for node in self.now.nodes.values():
+            old = nodes.get(node.path)
+            # If nothing of the kind was there, then what leads here differs too.
+            if old is not None and type(old.obj) is type(node.obj) and not is_under(node.path, streams):
+                self._compare_contents(node.path, node.obj, old.contents, node.contents)
+
+    def difference(self, mask: Tensor | None = None, *, shared: bool = True, skip: str = "") -> str:
+        """The first difference in shared state, then in the rows that a mask picks; empty if there is none.
+
+        The host waits for the device once, if there are tensors to compare.
+
+        Args:
+            mask (Tensor, optional): ``(num_envs,)``, the rows to compare. ``None``: none.
+
+        Keyword Args:
+            shared (bool): compares shared state. Defaults to ``True``.
+            skip (str): leaves out tensors of rows whose path contains it. Defaults to none.
+        """
+        if shared and self.shared_change:
+            return self.shared_change
+        unchanged = [(path, self._equal(x, y)) for path, x, y in self.shared] if shared else []
+        if mask is not None:
+            for path, x, y in self.rows.values():
+                if not skip or skip not in path:
+                    equal = self._equal(x, y)
+                    unchanged.append((path, equal | ~_as_rows(mask, equal)))
+        if not unchanged:
+            return ""
+        answers = torch.stack([equal.all().to(self.saved.environment.device) for _, equal in unchanged]).tolist()
+        return next((f"{path} changes" for (path, _), answer in zip(unchanged, answers) if not answer), "")
+
+    def restore_unmasked_rows(self, mask: Tensor) -> None:
+        """Keep the rows inside the mask as they are now, and restore those outside."""
+        merged: dict[_Pair, Tensor] = {}
+        by_memory: dict[_Pair, list[tuple[_Pair, Tensor, Tensor]]] = {}
+        for pair, (_, x, y) in self.rows.items():
+            rows = torch.where(_as_rows(mask, y), y, self.saved.tensors[id(x)][1])
+            merged[pair] = y.copy_(rows) if x is y else rows
+            if x is not y:
+                key = x.untyped_storage()._cdata, y.untyped_storage()._cdata
+                by_memory.setdefault(key, []).append((pair, x, y))
+        for users in by_memory.values():
+            # Views of one piece of memory, then and now, stay views of one.
+            if len(users) > 1 and all(_geometry(x) == _geometry(y) for _, x, y in users):
+                n_bytes = users[0][2].untyped_storage().nbytes()
+                memory = torch.empty(n_bytes, dtype=torch.uint8, device=users[0][2].device)
+                for pair, _, y in users:
+                    merged[pair] = memory.view(y.dtype).as_strided(*_geometry(y)).copy_(merged[pair])
+        for obj, x, y in self.changed_nodes:
+            if isinstance(y, list):
+                set_contents(obj, [_merge(merged, one, other) for one, other in zip(x, y)])
             else:
+                set_contents(obj, {name: _merge(merged, x[name], value) for name, value in y.items()})
+
+    def _compare_contents(self, path: str, obj: Any, x: Any, y: Any) -> None:
+        if len(x) != len(y) or (isinstance(y, dict) and x.keys() != y.keys()):
+            self._note(path, "changes its entries")
+            return
+        n_row_changes = self._n_row_changes
+        for name, value in enumerate(y) if isinstance(y, list) else y.items():
+            if type(value) not in SCALARS:
                 self._compare(path, name, x[name], value)
-        if self.n_changed > n_changed:
-            self.touched.append((thing, x, y))
+            elif value != x[name] and value == value:
+                self._note(f"{path}.{name}", "changes")
+        if self._n_row_changes > n_row_changes:
+            self.changed_nodes.append((obj, x, y))
 
     def _compare(self, path: str, name: Any, x: Any, y: Any) -> None:
-        found, now = self.before.found, self.now
+        graph, now = self.saved.graph, self.now
+        change = ""
         if isinstance(x, Tensor) and isinstance(y, Tensor):
-            version, _ = self.before.copies[id(x)]
+            version, _ = self.saved.tensors[id(x)]
             if x is not y or version is None or y._version != version:
                 self._compare_tensors(f"{path}.{name}", x, y)
         elif isinstance(y, tuple) and type(x) is type(y) and len(x) == len(y):
             for index, (one, other) in enumerate(zip(x, y)):
                 self._compare(f"{path}.{name}", index, one, other)
         elif isinstance(y, np.ndarray) and isinstance(x, np.ndarray):
-            if not np.array_equal(self.before.arrays[id(x)], y):
-                self._note(f"{path}.{name}", "changes")
-        elif id(x) in found.constants and id(y) in now.constants:
-            if x is not y and name_of(x) != name_of(y):
-                self._note(f"{path}.{name}", "changes")
-        elif id(x) in found.nodes and id(y) in now.nodes:
-            if found.nodes[id(x)].path != now.nodes[id(y)].path:
-                self._note(f"{path}.{name}", "becomes another")
+            change = "" if np.array_equal(self.saved.arrays[id(x)], y) else "changes"
+        elif id(x) in graph.opaque and id(y) in now.opaque:
+            change = "" if x is y or name_of(x) == name_of(y) else "changes"
+        elif id(x) in graph.nodes and id(y) in now.nodes:
+            change = "" if graph.nodes[id(x)].path == now.nodes[id(y)].path else "becomes another"
         elif type(x) is not type(y) or x != y:
-            self._note(f"{path}.{name}", "changes")
+            change = "changes"
+        if change:
+            self._note(f"{path}.{name}", change)
 
     def _compare_tensors(self, path: str, x: Tensor, y: Tensor) -> None:
         if x.shape != y.shape or x.dtype != y.dtype:
             self._note(path, "gets another shape or dtype")
-        elif y.ndim > 0 and y.shape[0] == self.before.environment.num_envs and not (x is y and y.stride(0) == 0):
+        elif y.ndim > 0 and y.shape[0] == self.saved.environment.num_envs and not (x is y and y.stride(0) == 0):
             self.rows[id(x), id(y)] = path, x, y
-            self.n_changed += 1
+            self._n_row_changes += 1
         else:
-            self.others.append((path, x, y))
+            self.shared.append((path, x, y))
 
-    def _note(self, path: str, what: str) -> None:
-        self.plain = self.plain or f"{path} {what}"
+    def _note(self, path: str, change: str) -> None:
+        self.shared_change = self.shared_change or f"{path} {change}"
 
-    def in_common(self) -> str:
-        """What has changed that is no row of an environment."""
-        return self.plain or self.differing(self.others)
+    def _equal(self, x: Tensor, y: Tensor) -> Tensor:
+        copy = self.saved.tensors[id(x)][1]
+        return (copy == y) | ((copy != copy) & (y != y))  # NaN equals NaN
 
-    def differing(self, changed: Iterable[tuple[str, Tensor, Tensor]], mask: Tensor | None = None) -> str:
-        """The tensors whose values differ; the host waits for the device once, if there are any to compare."""
-        paths, same, device = [], [], self.before.environment.device
-        for path, x, y in changed:
-            copy = self.before.copies[id(x)][1]
-            equal = (copy == y) | ((copy != copy) & (y != y))
-            paths.append(path)
-            same.append((equal if mask is None else equal | ~_like(mask, equal)).all().to(device))
-        differ = [] if not same else [path for path, one in zip(paths, torch.stack(same).tolist()) if not one]
-        return f"{differ[0]} changes" if differ else ""
 
-    def keep(self, mask: Tensor) -> None:
-        """Rows of now inside the mask, of before outside."""
-        kept: dict[tuple[int, int], Tensor] = {}
-        shared: dict[tuple[int, int], list[tuple[tuple[int, int], Tensor, Tensor]]] = {}
-        for pair, (_, x, y) in self.rows.items():
-            rows = torch.where(_like(mask, y), y, self.before.copies[id(x)][1])
-            kept[pair] = y.copy_(rows) if x is y else rows
-            if x is not y:
-                key = x.untyped_storage()._cdata, y.untyped_storage()._cdata
-                shared.setdefault(key, []).append((pair, x, y))
-        for users in shared.values():
-            # Views of one piece of memory, before and now, stay views of one.
-            if len(users) > 1 and all(_geometry(x) == _geometry(y) for _, x, y in users):
-                n_bytes = users[0][2].untyped_storage().nbytes()
-                memory = torch.empty(n_bytes, dtype=torch.uint8, device=users[0][2].device)
-                for pair, _, y in users:
-                    kept[pair] = memory.view(y.dtype).as_strided(*_geometry(y)).copy_(kept[pair])
-        for thing, x, y in self.touched:
-            if isinstance(y, list):
-                fill(thing, [self._kept(kept, one, other) for one, other in zip(x, y)])
-            else:
-                fill(thing, {name: self._kept(kept, x[name], value) for name, value in y.items()})
-
-    def _kept(self, kept: dict[tuple[int, int], Tensor], x: Any, y: Any) -> Any:
-        if isinstance(y, tuple) and isinstance(x, tuple):
-            return type(y).__new__(type(y), [self._kept(kept, one, other) for one, other in zip(x, y)])
-        return kept.get((id(x), id(y)), y)
+def _merge(merged: dict[_Pair, Tensor], x: Any, y: Any) -> Any:
+    if isinstance(y, tuple) and isinstance(x, tuple):
+        return type(y).__new__(type(y), [_merge(merged, one, other) for one, other in zip(x, y)])
+    return merged.get((id(x), id(y)), y)
 
 
 def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _like(mask: Tensor, rows: Tensor) -> Tensor:
+def _as_rows(mask: Tensor, rows: Tensor) -> Tensor:
     return mask.to(rows.device).view(-1, *[1] * (rows.ndim - 1))
-
-
-def within(path: str, places: tuple[str, ...]) -> bool:
-    """Whether a path is one of some places, or leads through one."""
-    return any(path == place or path.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
-"""VMAS's environment inside TorchRL's wrappers and transforms."""
+"""VMAS's environment inside TorchRL's wrappers and transforms, and the name of its scenario."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torchrl.envs import EnvBase
@@ -22,3 +23,8 @@ def find_vmas(env: Any) -> Environment | None:
         deeper = (getattr(env, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
         env = next((layer for layer in deeper if layer is not None and layer is not env), None)
     return env
+
+
+def scenario_file(environment: Environment) -> str:
+    """The stem of the file that the scenario is written in: VMAS loads its scenarios as modules without a name."""
+    return Path(type(environment.scenario).make_world.__code__.co_filename).stem

@@ -4,7 +4,7 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded
 
-from torchrl_bicnet import BiCNet, BiCNetActor, MeanCommunication, RecurrentCommunication, make_vmas_env
+from torchrl_bicnet import BiCNet, BiCNetActor, MeanCommunication, RecurrentCommunication
 from torchrl_bicnet.analysis import influence, influence_matrix
 
 COMMUNICATIONS = ["lstm", "gru", "rnn", "mean", "attention"]
@@ -106,15 +106,6 @@ def test_absent_agents_have_zero_rows_and_columns_and_do_not_dilute(communicatio
     torch.testing.assert_close(matrix[0, 3], norms[0, 0, 3])
 
 
-def test_misuse():
-    env = make_vmas_env("navigation", 2)
-    actor = BiCNetActor.from_env(env)
-    with pytest.raises(KeyError, match=r"The states lack \[\('agents', 'observation'\)\], which the actor reads"):
-        influence_matrix(actor, TensorDict({"agents": {"action": torch.zeros(2, 4, 2)}}, [2]))
+def test_no_states_have_no_mean():
     with pytest.raises(ValueError, match=r"at least one state, found batch shape \(0,\)"):
-        influence_matrix(actor, env.reset()[:0])
-    for function in (influence, influence_matrix):
-        with pytest.raises(TypeError, match="states must be a tensordict, found Tensor"):
-            function(actor, torch.zeros(2, 4, 18))
-    with pytest.raises(TypeError, match="actor must be a BiCNetActor, found BiCNet"):
-        influence(actor.module.net, env.reset())
+        influence_matrix(make_actor("mean"), make_states(0))

@@ -20,9 +20,9 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from examples import train_vmas
-from examples.train_vmas import Arguments, load_run
-from tests.test_examples import QUICK
-from torchrl_bicnet import BiCNetActor, Checkpoints, CollectorState, Run, make_vmas_env
+from examples.train_vmas import Options
+from tests.quick import QUICK, Result
+from torchrl_bicnet import BiCNetActor, Checkpoints, CollectorState, make_vmas_env
 
 
 def make_parts():
@@ -210,22 +210,6 @@ def test_json_cannot_name_a_method_that_unpickles(tmp_path):
     assert not witness.exists()
 
 
-def test_metrics_cannot_lead_out_of_the_run_folder(tmp_path):
-    run = Run(Run.create(tmp_path / "run", {}), total_frames=9)
-    for metrics, said in (
-        ({"../escaped": [[1, 2.0]]}, "a metric called '../escaped'"),
-        ({"/escaped": [[1, 2.0]]}, "a metric called '/escaped'"),
-        ({"loss": [[1, "x,y"]]}, "metric loss should be rows"),
-        ({"loss": 3}, "metric loss should be rows"),
-    ):
-        run.metrics.clear()
-        run.metrics.update(metrics)
-        with pytest.raises(CheckpointError, match=said):
-            run.rewind(1)
-    run.close()
-    assert {path.name for path in tmp_path.rglob("*")} == {"run", "run.json", "scalars"}
-
-
 def test_a_full_disk_leaves_the_previous_one(checkpoints, monkeypatch):
     usage = shutil.disk_usage(checkpoints.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -234,11 +218,6 @@ def test_a_full_disk_leaves_the_previous_one(checkpoints, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     assert checkpoints.load(checkpoints.latest()) == 80
-
-
-def test_a_wrong_component_name():
-    with pytest.raises(ValueError, match="No component is called net; there are actor, critic"):
-        Checkpoints("unused", {"actor": {}, "critic": {}}, best_components=["net"])
 
 
 def test_the_state_of_another_environment_is_refused(checkpoints):
@@ -258,25 +237,24 @@ def result(folder):
         for file in folder.rglob("*.csv")
         if file.name != "frames_per_second.csv"
     }
-    weights = {which: load_run(folder, which)[1].state_dict() for which in ("last", "best")}
-    return scalars, (folder / "test_returns.json").read_text(), weights
+    return scalars, Result(folder).tests(), {which: Result(folder).weights(which) for which in ("last", "best")}
 
 
-def train_deterministically(arguments):
+def train_deterministically(options):
     """On CUDA to the bit too: https://pytorch.org/docs/stable/notes/randomness.html. On CPU it is without this."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
-    train_vmas.main(arguments)
+    train_vmas.main(options)
 
 
 def start(folder, resume, device):
     """In a process that can be killed; the imports are done once, by the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["examples.train_vmas"])
-    arguments = Arguments(**vars(replace(RUN, run_folder=folder, device=device)))
+    options = Options(resume=folder) if resume else replace(RUN, run_folder=folder, device=device)
     process = context.Process(
         target=train_vmas.main if device == "cpu" else train_deterministically,
-        args=(Arguments(resume=folder) if resume else arguments,),
+        args=(options,),
     )
     process.start()
     return process
@@ -309,7 +287,7 @@ def kill(process, folder, draw, while_writing, longest):
     ],
 )
 def test_killed_at_twenty_moments_and_resumed_it_ends_as_if_left_alone(tmp_path, device):
-    draw = random.Random(int(time.time()))
+    draw = random.Random(0)
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     began = time.monotonic()
     start(alone, False, device).join()

@@ -4,7 +4,9 @@ import traceback
 import pytest
 import torch
 
-from torchrl_bicnet.vmas_fast.sync_free import rewritten, rewritten_class
+from tests.helpers_vmas import SYNC_FREE, needs_cuda, waits
+from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet.vmas_fast.sync_free import class_without_syncs, without_syncs
 
 OUTSIDE = 3.0
 
@@ -70,12 +72,12 @@ def test_outputs_are_the_same(name, none):
     torch.manual_seed(0)
     x, y, mask = torch.randn(5, 3), torch.randn(5, 3), (torch.rand(5, 3) > 0.5) & (not none)
     x[0, 0], y[1, 1] = -0.0, torch.nan
-    steady = Plain()
-    steady.__class__ = rewritten_class(Plain)
+    sync_free = Plain()
+    sync_free.__class__ = class_without_syncs(Plain)
     alias = x.clone()
     for _ in range(2):
         expected = getattr(Plain(), name)(x.clone(), y, mask)
-        found = getattr(steady, name)(alias, y, mask)
+        found = getattr(sync_free, name)(alias, y, mask)
         assert expected.dtype == found.dtype
         assert torch.equal(expected.nan_to_num(nan=9.0), found.nan_to_num(nan=9.0))
         assert torch.equal(expected.signbit(), found.signbit())
@@ -85,7 +87,7 @@ def test_outputs_are_the_same(name, none):
 def test_writes_are_in_place():
     x = torch.zeros(3)
     view = x[:2]
-    rewritten(Plain.assign)(Plain(), view, torch.ones(2), torch.tensor([True, False]))
+    without_syncs(Plain.assign)(Plain(), view, torch.ones(2), torch.tensor([True, False]))
     assert x.tolist() == [1.0, 1.0, 0.0]
 
 
@@ -105,7 +107,7 @@ class Child(Plain):
 
 def test_inheritance_and_names_mangled_by_the_class():
     child = Child()
-    child.__class__ = rewritten_class(Child)
+    child.__class__ = class_without_syncs(Child)
     mask = torch.tensor([True, False])
     assert child.assign(torch.zeros(2), torch.ones(2), mask).tolist() == [2.0, 1.0]
     assert child.reveal(torch.zeros(2), mask).tolist() == [1.0, 0.0]
@@ -125,7 +127,7 @@ def test_what_stays():
     scope = {}
     exec("def unread(x, mask):\n    x[mask] += 1", scope)
     for function in (nothing, decorated, scope["unread"]):
-        assert rewritten(function) is function
+        assert without_syncs(function) is function
 
 
 class World:
@@ -138,7 +140,7 @@ class World:
         return self.answers[a, b]
 
 
-class SteadyWorld(World):
+class SyncFreeWorld(World):
     def near(self, a, b):
         return torch.tensor(self.answers[a, b]) if a < b else None
 
@@ -160,14 +162,16 @@ def test_questions_about_contacts_and_assertions():
     mask = torch.tensor([False, True, True])
     for answers in ({(0, 1): True, (1, 1): False}, {(0, 1): False, (1, 1): True}, {(0, 1): False, (1, 1): False}):
         expected = Asking().penalise(World(answers), torch.zeros(3), mask)
-        assert torch.equal(rewritten(Asking.penalise)(Asking(), World(answers), torch.zeros(3), mask), expected)
-        found = rewritten(Asking.penalise)(Asking(), SteadyWorld({**answers, (1, 1): False}), torch.zeros(3), mask)
+        assert torch.equal(without_syncs(Asking.penalise)(Asking(), World(answers), torch.zeros(3), mask), expected)
+        found = without_syncs(Asking.penalise)(
+            Asking(), SyncFreeWorld({**answers, (1, 1): False}), torch.zeros(3), mask
+        )
         expected = Asking().penalise(World({**answers, (1, 1): False}), torch.zeros(3), mask)
         assert torch.equal(found, expected)
     large = (Asking(), World({(0, 1): False, (1, 1): False}), torch.full((3,), 100.0), mask)
-    rewritten(Asking.penalise)(*large)
+    without_syncs(Asking.penalise)(*large)
     with pytest.raises(AssertionError, match="too large"):
-        rewritten(Asking.penalise, checks=True)(*large)
+        without_syncs(Asking.penalise, checks=True)(*large)
 
 
 def _get_inner_point_box(x):
@@ -275,13 +279,14 @@ class Heir(Unlikely):
 )
 def test_what_a_user_may_write(name, near):
     mask, answers = torch.tensor([False, True, True]), {(0, 1): near, (1, 1): False}
-    steady = Unlikely()
-    steady.__class__ = rewritten_class(Unlikely, _get_inner_point_box=lambda x: x * 0)
+    sync_free = Unlikely()
+    sync_free.__class__ = class_without_syncs(Unlikely, _get_inner_point_box=lambda x: x * 0)
     torch.manual_seed(0)
     expected = getattr(Unlikely(), name)(World(answers), torch.ones(3), mask)
     torch.manual_seed(0)
     assert torch.equal(
-        torch.as_tensor(getattr(steady, name)(SteadyWorld(answers), torch.ones(3), mask)), torch.as_tensor(expected)
+        torch.as_tensor(getattr(sync_free, name)(SyncFreeWorld(answers), torch.ones(3), mask)),
+        torch.as_tensor(expected),
     )
 
 
@@ -295,19 +300,45 @@ class Counting:
 
 
 def test_a_variable_that_is_read_before_it_is_set():
-    world = SteadyWorld({(0, 3): True, (1, 3): False, (2, 3): True})
-    assert rewritten(Counting.penalise)(Counting(), world, torch.zeros(2)).tolist() == [2.0, 0.0]
+    world = SyncFreeWorld({(0, 3): True, (1, 3): False, (2, 3): True})
+    assert without_syncs(Counting.penalise)(Counting(), world, torch.zeros(2)).tolist() == [2.0, 0.0]
 
 
 def test_a_value_of_the_class_above():
-    steady = Heir()
-    steady.__class__ = rewritten_class(Heir)
-    assert steady.base(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 3.0]
+    sync_free = Heir()
+    sync_free.__class__ = class_without_syncs(Heir)
+    assert sync_free.base(torch.tensor([-3.0, 1.0])).tolist() == [-2.0, 3.0]
 
 
 def test_errors_point_to_the_source():
     with pytest.raises(TypeError) as caught:
-        rewritten(Plain.augment)(Plain(), None, None, None)
+        without_syncs(Plain.augment)(Plain(), None, None, None)
     frames = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.name == "augment"]
     assert frames[-1].filename == __file__
     assert "x[mask] += 1" in frames[-1].line
+
+
+def waits_of_a_step(scenario, **options):
+    env = make_vmas_env(scenario, 8, max_steps=10, seed=0, **options)
+    td = env.rand_step(env.reset())["next"]  # makes the constants
+    return waits(env.step, env.rand_action(td))
+
+
+@pytest.mark.parametrize(("scenario", "options"), SYNC_FREE.items())
+def test_a_step_never_waits(scenario, options):
+    assert not waits_of_a_step(scenario, **options)
+
+
+def test_checked_actions_wait():
+    assert waits_of_a_step("navigation", check_actions=True)
+
+
+@pytest.mark.parametrize(("scenario", "options"), [pytest.param(*item, marks=needs_cuda) for item in SYNC_FREE.items()])
+def test_a_step_never_waits_for_the_gpu(scenario, options):
+    env = make_vmas_env(scenario, 8, max_steps=10, seed=0, device="cuda", **options)
+    td = env.rand_action(env.rand_step(env.reset())["next"])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        env.step(td)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

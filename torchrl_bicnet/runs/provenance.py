@@ -1,0 +1,47 @@
+"""Where a result comes from: versions, machine, date and git commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """The versions, machine, date and git commit of this process, as JSON values.
+
+    Example:
+        >>> list(provenance())
+        ['versions', 'machine', 'threads', 'date', 'commit']
+    """
+    cpu_info = Path("/proc/cpuinfo")  # on Linux
+    model = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
+    machine = f"{model[1] if model else platform.machine()}, {os.cpu_count()} CPUs"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of this package's sources, ``-dirty`` with changes, if they are in a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return described.stdout.strip() or None
