@@ -183,19 +183,22 @@ class Worker:
         return ended
 
 
-def check_unmutated(worker: Worker, files: set[str], timeout: float) -> None:
-    """The tests pass as they are; and leave their compiled files, but none of what is mutated."""
+def check_unmutated(worker: Worker, files: set[str]) -> float:
+    """The seconds that the slowest tests take, all of which pass; they leave compiled files, but none of ``files``."""
+    slowest = 0.0
     for file in sorted(files):
         worker.start(file, (ROOT / file).read_bytes())
-        while not worker.finished(timeout):
+        while not worker.finished(timeout=1800):
             time.sleep(0.1)
         if worker.killed_by is not None:
             sys.exit(f"error: {worker.killed_by} fails without a fault in {file}.")
+        slowest = max(slowest, time.monotonic() - worker.began)
         print(f"{file}: its tests take {time.monotonic() - worker.began:.1f} s", flush=True)
     # Two mutants of one size in one second would be taken for each other.
     sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     for file in files:
         Path(cache_from_source(worker.root / file)).unlink(missing_ok=True)
+    return slowest
 
 
 def main() -> None:
@@ -203,7 +206,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="relative to the repository; without any those of the table")
     parser.add_argument("--sample", type=int, help="how many faults; without it all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for the tests of one fault")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for one fault, or three times its tests")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
@@ -223,12 +226,12 @@ def main() -> None:
     print(f"{len(chosen)} faults, {len(waiting)} to test", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         first = Worker(Path(folder, "0"))
-        check_unmutated(first, {mutant["file"] for mutant in waiting}, 10 * options.timeout)
+        timeout = max(options.timeout, 3 * check_unmutated(first, {mutant["file"] for mutant in waiting}))
         workers = [first, *(Worker(Path(folder, str(job)), first.root) for job in range(1, options.jobs))]
         busy: dict[Worker, dict] = {}
         while waiting or busy:
             for worker in workers:
-                if worker in busy and worker.finished(options.timeout):
+                if worker in busy and worker.finished(timeout):
                     record = busy.pop(worker) | {"killed_by": worker.killed_by}
                     done[record["id"]] = record
                     options.output.write_text(json.dumps(list(done.values()), indent=1))
