@@ -246,3 +246,13 @@ def test_a_state_dict_of_a_newer_version_is_refused_by_name(tmp_path, monkeypatc
     actor.load_state_dict(torch.load(tmp_path / "today.pt", weights_only=True))
     with pytest.raises(RuntimeError, match="newer torchrl_bicnet: its BiCNet is of version 2, this one reads up to 1"):
         actor.load_state_dict(torch.load(tmp_path / "newer.pt", weights_only=True))
+
+
+def test_a_state_dict_with_an_unknown_or_a_missing_entry_is_refused():
+    net = BiCNet(5, 2)
+    state = net.state_dict()
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "more"'):
+        net.load_state_dict(state | {"more": torch.zeros(1)})
+    del state["decoder.0.weight"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "decoder.0.weight"'):
+        net.load_state_dict(state)

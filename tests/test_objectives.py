@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.utils import unravel_key
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.objectives import DDPGLoss, SoftUpdate
@@ -323,3 +324,12 @@ def test_a_net_of_ones_own_serves_in_the_loss():
     losses, grads = gradients(make_ddpg_loss(actor, BiCNetCritic(5, 2, net=BiCNet(7, 1))), transitions())
     assert losses.isfinite().all()
     assert sum("actor" in name for name in grads) == 2
+
+
+@pytest.mark.parametrize("group", ["agents", ("teams", "blue")])
+def test_every_key_is_that_of_the_group(group):
+    spec = Bounded(-1.0, 1.0, (3, 2))
+    loss = make_ddpg_loss(BiCNetActor(4, spec, group=group), BiCNetCritic(4, 2, group=group))
+    expected = {"reward": "reward", "done": "done", "terminated": "terminated", "priority": "td_error"}
+    for name, entry in (expected | {"state_action_value": "state_action_value"}).items():
+        assert getattr(loss.tensor_keys, name) == unravel_key((group, entry)), name
