@@ -95,7 +95,7 @@ def main(arguments: Arguments) -> None:
         write_json(output / "evaluation.json", {**about, "results": rows})
         plot_learning_curves(curves).savefig(output / "learning_curve.png", dpi=120)
         write_pictures(arguments, run, talking, output)
-    print(f"Film and pictures are in {output}")
+    print(f"{'Film, pictures and their numbers are' if arguments.pictures else 'The film is'} in {output}")
 
 
 def evaluation_intervals(evaluation: Evaluation, group_map: dict[str, list[str]]) -> dict[str, Interval]:

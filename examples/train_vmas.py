@@ -263,10 +263,8 @@ def main(options: Options) -> None:
             name = f"{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
             run = Run(options.run_folder or Path("runs", name), asdict(options))
         else:
-            defaults = asdict(Options(resume=options.resume))
-            changed = [name for name, value in asdict(options).items() if value != defaults[name]]
-            if changed:
-                raise ValueError(f"--resume takes no other option, found {', '.join(changed)}; a run keeps its own")
+            if options != Options(resume=options.resume):
+                raise ValueError("--resume takes no other option: a run keeps those that it was started with")
             run = Run.resume(options.resume)
             options = validated(Options, run.options)
             print(f"Going on from {run.checkpoint_path or 'the start: there is no checkpoint yet'}", file=sys.stderr)

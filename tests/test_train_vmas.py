@@ -478,7 +478,7 @@ class TestStopAndResume:
 
     def test_resuming_with_other_options_or_no_run_is_refused(self, tmp_path):
         folder = run(tmp_path).folder
-        assert "--resume takes no other option, found seed" in command(resume=folder, seed=3)
+        assert "--resume takes no other option" in command(resume=folder, seed=3)
         assert "is not a run folder: it has no run.json" in command(resume=tmp_path)
         assert "is not a run folder: it has no run.json" in command(resume=tmp_path / "nowhere")
         (best,) = folder.glob("checkpoints/best/*")

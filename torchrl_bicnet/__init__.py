@@ -72,7 +72,7 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MOVED:
+    if name in (*_MOVED, "tasks"):
         return import_module(f"torchrl_bicnet.{name}")
     for wing, names in _MOVED.items():
         if name in names:

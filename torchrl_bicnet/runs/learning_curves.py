@@ -136,8 +136,14 @@ def _read_runs(folders: Sequence[Path | str], metric: str) -> list[_Series]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"A run folder was given twice: {', '.join(map(str, paths))}.")
     series = []
-    for folder in paths:
-        options = _read_options(folder)
+    chosen = [read_options(folder) for folder in paths]
+    for name in dict.fromkeys(name for options in chosen for name in options):
+        distinct = {json.dumps(options[name], sort_keys=True) for options in chosen if name in options}
+        if len(distinct) == 1:  # runs that predate the option do not differ in it
+            for options in chosen:
+                options.setdefault(name, json.loads(*distinct))
+    for folder, given in zip(paths, chosen):
+        options = _flat(folder, given)
         root = folder / "scalars"
         files = {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("*.csv"))}
         found = [name for name in files if name == metric or name.endswith(f"/{metric}")]
@@ -154,10 +160,10 @@ def _read_runs(folders: Sequence[Path | str], metric: str) -> list[_Series]:
     return series
 
 
-def _read_options(folder: Path) -> dict[str, Any]:
-    """The options in ``run.json``, those of the scenario among them."""
+def _flat(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, those of the scenario among them."""
     flat: dict[str, Any] = {}
-    for name, value in read_options(folder).items():
+    for name, value in options.items():
         flat = {**value, **flat} if isinstance(value, dict) else {**flat, name: value}
     if not isinstance(flat.get("scenario"), str):
         raise ValueError(f"{folder / 'run.json'} names no scenario, found {flat.get('scenario')!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
         if caught:
             raise KeyboardInterrupt(number)
         caught.append(signal.Signals(number))
+        sys.stderr.write("\nStopping where the run can be resumed; a second signal stops at once.\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield caught
