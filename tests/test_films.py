@@ -93,7 +93,7 @@ class TestRecord:
         twin = make_vmas_env("navigation", 2, seed=0)
         actor = BiCNetActor.from_env(env)
         for options, message in (
-            ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), found -1"),
+            ({"seed": -1}, r"seed must be between 0 and 4294967295, found -1"),
             ({"env_index": 2}, "env_index must be between 0 and 1, found 2"),
             ({"influence": torch.ones(3, 3)}, "influence must be of shape"),
         ):

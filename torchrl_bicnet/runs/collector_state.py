@@ -67,7 +67,7 @@ class CollectorState:
             plain = json.loads(state["plain"])
             carrier, tensors = TensorDict(state["carrier"]), TensorDict(state["tensors"])
         except (LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"The state is damaged: {error!r}.") from error
+            raise ValueError(f"The state is damaged, in plain, carrier or tensors: {error!r}.") from error
         for name in ("frames", "iter"):
             check_integer(f"counters[{name!r}]", state["counters"].get(name), least=-1)
         for key in self.collector.env.observation_keys:
