@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -252,10 +253,11 @@ def test_an_option_changes_what_it_says(tmp_path, finished_run, option):
 def test_every_option_is_observed_and_documented():
     assert OBSERVED.keys() | ELSEWHERE == {option.name for option in fields(Options)}
     help_text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
-    source = SCRIPT.read_text()
-    for option in fields(Options):
-        assert f"--{option.name.replace('_', '-')}" in help_text
-        assert source.split(f"    {option.name}: ", 1)[1].splitlines()[1].strip().startswith('"""'), option.name
+    told = " ".join(re.sub("[│╭╮╰╯─,]", " ", help_text).split())
+    texts = dict(text.split(" ", 1) for text in told.split(" --")[1:] if " " in text)
+    for name in [option.name.replace("_", "-") for option in fields(Options)]:
+        text = texts.get(name) or texts[f"no-{name}"]  # the text of a bool stands after both of its flags
+        assert len(re.findall(r"\b[a-z]+\b", text.split("(default")[0])) >= 3, name
 
 
 def test_pad_makes_one_group(tmp_path):
