@@ -206,7 +206,7 @@ def test_mean_is_that_of_the_others_by_hand():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_is_torchs_multi_head_attention(masked):
-    layer, reference = AttentionCommunication(12, 12, num_heads=3), nn.MultiheadAttention(12, 3, batch_first=True)
+    layer, reference = AttentionCommunication(12, 12, num_heads=2), nn.MultiheadAttention(12, 2, batch_first=True)
     reference.load_state_dict(dict(zip(reference.state_dict(), layer.state_dict().values())))
     x = torch.randn(2, 4, 12)
     mask = torch.tensor([[True, False, True, True], [True, False, False, False]]) if masked else None

@@ -55,6 +55,21 @@ class TestActor:
             2,
         )
 
+    def test_several_inputs_and_a_mask(self):
+        actor = BiCNetActor(5, Bounded(1.0, 2.0, (3, 2)), in_keys=["near", "far"], mask_key="mask", **SMALL)
+        td = TensorDict(
+            {"near": torch.randn(3, 2), "far": torch.randn(3, 3), "mask": torch.tensor([True, False, True])}
+        )
+        action = actor(td)["agents", "action"]
+        assert (action[1] == 0).all()
+        assert (action[[0, 2]] >= 1).all()
+
+    @pytest.mark.parametrize("batch", [(), (4,), (2, 4)])
+    def test_the_spec_has_the_batch_of_the_one_given(self, batch):
+        spec = BiCNetActor(5, UNIT.expand(*batch, 3, 2), **SMALL).spec
+        assert spec.shape == batch
+        assert spec["agents", "action"].shape == (*batch, 3, 2)
+
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("per_agent", [False, True])
     def test_actions_never_leave_the_bounds(self, seed, per_agent):
