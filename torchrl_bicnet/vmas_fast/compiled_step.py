@@ -21,7 +21,6 @@ from vmas.simulator.environment import Environment
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
 from torchrl_bicnet.vmas_fast.captured_step import N_SETTLING, Actions, scenario_name
 from torchrl_bicnet.vmas_fast.device_syncs import TraceGuard
-from torchrl_bicnet.vmas_fast.distances import Sensing
 from torchrl_bicnet.vmas_state.object_graph import SENSING
 from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
 from torchrl_bicnet.vmas_state.state_diff import SavedState
@@ -54,9 +53,9 @@ class CompiledStep:
 
     While it steps, the state is a flat list of tensors, one for each place that holds one (:class:`TensorPlaces`).
     After a step the new ones are put into their places, so that the objects of VMAS are never out of date; before it,
-    those that are there are compared by identity and version, so that a tensor that somebody replaced or wrote to is
-    heard. Whoever is given the environment may change anything (:meth:`look_again`): the next step walks over all
-    objects. For other numbers than before, such as another drag, the step is compiled anew.
+    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is heard. Whoever
+    is given the environment may change anything (:meth:`look_again`): the next step walks over all objects. For other
+    numbers than before, such as another drag, the step is compiled anew.
 
     A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
     new environment. Which steps are compiled depends on the state alone, so that a run that is killed and resumed goes
@@ -86,7 +85,6 @@ class CompiledStep:
         self.functions: list[CompiledFunction] = []
         self._changed = True  # perhaps, by somebody who was given the environment
         self._tensors: list[Tensor] = []
-        self._versions: list[int] = []
         self._n_uncompiled = 0  # in a row
         self._check(actions)
 
@@ -111,7 +109,6 @@ class CompiledStep:
             for place, index in function.updates:
                 container, key = self._places[place]
                 self._tensors[place] = container[key] = tensors[index]
-            self._versions = [tensor._version for tensor in self._tensors]
             return tree_unflatten(results[function.n_new :], function.outputs)
 
     def _as_traced(self, group: str, action: Tensor) -> Tensor:
@@ -121,9 +118,10 @@ class CompiledStep:
         return action.clone() if action.is_inference() else action
 
     def _is_current(self) -> bool:
-        """Whether each place holds its tensor, as it was."""
+        """Whether each place holds its tensor: what is written to one is heard, but that of gravity decides more."""
         found = [container[key] for container, key in self._places]
-        return all(map(operator.is_, found, self._tensors)) and self._versions == [t._version for t in found]
+        same = all(map(operator.is_, found, self._tensors))
+        return same and self.environment.world._gravity._version == self._gravity_version
 
     def _enter(self, actions: Actions) -> None:
         """Take the state from the objects."""
@@ -132,7 +130,7 @@ class CompiledStep:
         self._places, self._tensors = places.places, [dense[_memory(tensor)] for tensor in places.tensors]
         places.install(self._tensors)
         self.current = self._find(places, actions)
-        self._versions = [tensor._version for tensor in self._tensors]
+        self._gravity_version = self.environment.world._gravity._version
         self._changed = False
 
     def _find(self, places: TensorPlaces, actions: Actions) -> CompiledFunction:
@@ -223,8 +221,6 @@ class Tracing:
     def function(self, actions: Actions) -> CompiledFunction:
         if problem := self.problem(actions):
             return CompiledFunction(self.signature, problem, written=self.written, shared=self.shared)
-        # The distances that the step asked for are computed together in the trace, but were not computed before it.
-        Sensing.of(self.environment.world).forget()
         return self._trace(actions)
 
     def _change(self, after: TensorPlaces) -> str:
