@@ -42,7 +42,7 @@ REFUSED_SLOWLY = {
 }
 # The others take minutes to compile.
 SLOW = [
-    *("balance", "diff_drive", "dropout", "goal", "joint_passage_size", "navigation", "reverse_transport", "simple"),
+    *("balance", "diff_drive", "dropout", "goal", "navigation", "reverse_transport", "simple"),
     *("simple_adversary", "simple_crypto", "simple_push", "simple_speaker_listener", "simple_tag", "transport"),
     *("vel_control", "wheel", "wind_flocking"),
 ]
