@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_STEPS = 100  # of an episode, in the collection
 SIGMA = 0.3  # of the exploration noise, in the collection
 CAPTURED = "ours, captured"
+COMPILED = "ours, compiled"
 
 Block = Callable[[int], None]  # does so many units of work
 Cell = dict[str, Any]
@@ -70,6 +71,8 @@ class Options:
     """steps of a turn at most"""
     device: str = "cpu"
     """where everything lives: cpu, cuda, cuda:1, ..."""
+    compiled: bool = False
+    """measure the compiled step too, in the questions what a step and what collection cost"""
     output: Path = ROOT / "benchmarks" / "results" / "throughput"
     """folder for DEVICE.json and DEVICE.png"""
     quick: bool = False
@@ -171,8 +174,24 @@ def step(options: Options, scenario: str, num_envs: int) -> Cell:
     team = Team(scenario, options.device)
     contenders = environments(scenario, num_envs, options.device)
     contenders["ours, without transforms"] = make_vmas_env(scenario, num_envs, device=options.device, seed=0).base_env
+    seconds = compiled(options, contenders, scenario, num_envs)
+    if options.compiled:
+        again = make_vmas_env(scenario, num_envs, device=options.device, seed=0, compile=True)
+        contenders[f"{COMPILED}, without transforms"] = again.base_env
     blocks = {name: torchrl_loop(env, team.random_policy, []) for name, env in contenders.items()}
-    return compare(blocks, num_envs, [(name, "VmasEnv") for name in blocks if name != "VmasEnv"], options)
+    ratios = [(name, "VmasEnv") for name in blocks if name != "VmasEnv"] + [(COMPILED, "ours")]
+    return seconds | compare(blocks, num_envs, ratios, options)
+
+
+def compiled(
+    options: Options, contenders: dict[str, EnvBase], scenario: str, num_envs: int, **limit: int
+) -> dict[str, float]:
+    """Add ours with its step compiled, if it is asked for; the seconds that this took."""
+    if not options.compiled:
+        return {}
+    start = time.perf_counter()
+    contenders[COMPILED] = make_vmas_env(scenario, num_envs, device=options.device, seed=0, compile=True, **limit)
+    return {"seconds_to_compile": time.perf_counter() - start}
 
 
 def environments(scenario: str, num_envs: int, device: str, **limit: int) -> dict[str, EnvBase]:
@@ -200,6 +219,7 @@ def collection(options: Options, scenario: str, num_envs: int) -> Cell:
         return (action + SIGMA * torch.randn_like(action)).clamp(team.low, team.high)
 
     contenders = environments(scenario, num_envs, options.device, max_steps=MAX_STEPS)
+    seconds = compiled(options, contenders, scenario, num_envs, max_steps=MAX_STEPS)
     collectors = {name: collect(env, team, options.device) for name, env in contenders.items()}
     critic = BiCNetCritic.from_env(contenders["ours"])
     keys = make_ddpg_loss(team.actor, critic).in_keys
@@ -220,7 +240,8 @@ def collection(options: Options, scenario: str, num_envs: int) -> Cell:
     for name, collector in collectors.items():
         blocks[name] = collector_loop(iter(collector), keep=name != "VmasEnv")
     ratios = [(name, "bare loop") for name in collectors] + [("ours", "VmasEnv")]
-    cell = compare(blocks, num_envs, ratios, options, steps=options.collection_steps)
+    ratios += [(COMPILED, "VmasEnv"), (COMPILED, "ours")]
+    cell = seconds | compare(blocks, num_envs, ratios, options, steps=options.collection_steps)
     for collector in collectors.values():
         collector.shutdown()
     return cell

@@ -16,6 +16,7 @@ from vmas.simulator.environment import Environment
 
 from benchmarks import env_throughput
 from benchmarks.env_throughput import (
+    COMPILED,
     MAX_STEPS,
     Options,
     Team,
@@ -25,6 +26,7 @@ from benchmarks.env_throughput import (
     main,
     plan,
     staggered,
+    step,
     torchrl_loop,
     vmas_loop,
 )
@@ -74,6 +76,15 @@ def test_every_cell_holds_its_raw_repeats_and_what_they_give(results):
             for pair, ratio in cell["ratios"].items():
                 first, second = pair.split(" / ")
                 assert ratio == pytest.approx(cell["per_second"][first] / cell["per_second"][second])
+
+
+def test_the_compiled_step_is_a_contender():
+    options = replace(TINY, compiled=True)
+    for function, ratios in ((step, 5), (collection, 6)):
+        cell = function(options, "simple", 8)
+        assert cell["seconds_to_compile"] > 0
+        assert {COMPILED, "ours", "VmasEnv"} <= cell["seconds"].keys()
+        assert len(cell["ratios"]) == ratios
 
 
 def test_every_combination_is_measured_once(results):

@@ -26,6 +26,7 @@ from tests.helpers_vmas import SEVERAL_GROUPS
 from tests.quick import QUICK, Result, run
 from torchrl_bicnet import evaluate, load_run, make_vmas_env
 from torchrl_bicnet.runs import TEST_SEED
+from torchrl_bicnet.vmas_fast.compiled_step import CompiledStep
 
 SCRIPT = Path(train_vmas.__file__)
 RECURRENT = "module.0.module.net.communication.weight_hh_l0"
@@ -236,7 +237,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "checkpoint_interval": ({"checkpoint_interval": 1000}, lambda r: r.checkpoints()),
     "checkpoint_buffer": ({"checkpoint_buffer": False}, lambda r: "replay_buffer" in r.saved()),
 }
-ELSEWHERE = {"pad", "device", "cuda_graph", "run_folder", "resume"}  # below
+ELSEWHERE = {"pad", "device", "cuda_graph", "compile", "run_folder", "resume"}  # below
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
@@ -505,11 +506,25 @@ class TestStopAndResume:
         assert command(resume=older) == 0
         assert result.tests() == tests
 
+    def test_a_compiled_run_goes_on_to_the_bit(self, tmp_path, monkeypatch):
+        compiled = []
+        call = CompiledStep.__call__
+        monkeypatch.setattr(CompiledStep, "__call__", lambda self, td: compiled.append(self) or call(self, td))
+        options = {"scenario": "simple_spread", "num_envs": 8, "max_steps": 7, "checkpoint_interval": 40}
+        result = run(tmp_path, **options, compile=True)
+        assert len(compiled) == 15  # of 8 environments each
+        tests, losses, weights = result.tests(), result.values("loss_value"), result.weights()
+        older = sorted((result.folder / "checkpoints").glob("*.torchrl"))[0]
+        assert command(resume=older) == 0
+        assert len(compiled) == 15 + 5
+        assert (result.tests(), result.values("loss_value")) == (tests, losses)
+        assert all(torch.equal(value, weights[name]) for name, value in result.weights().items())
+
     def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_what_it_predates(self, tmp_path):
         result = run(tmp_path, checkpoint_interval=40)
         tests = result.tests()
         about = json.loads((result.folder / "run.json").read_text())
-        for option in ("cuda_graph", "pad", "resume", "checkpoint_buffer"):
+        for option in ("cuda_graph", "compile", "pad", "resume", "checkpoint_buffer"):
             del about["options"][option]
         (result.folder / "run.json").write_text(json.dumps({"options": about["options"]}))
         assert command(resume=sorted((result.folder / "checkpoints").glob("*.torchrl"))[0]) == 0

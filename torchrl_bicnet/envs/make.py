@@ -34,6 +34,7 @@ def make_vmas_env(
     pad: bool = False,
     check_actions: bool = False,
     cuda_graph: bool = False,
+    compile: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
     """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
@@ -67,6 +68,9 @@ def make_vmas_env(
         cuda_graph (bool): captures the step in a CUDA graph and replays it: the host launches one graph instead of
             some hundred operations. The first two steps, and again two after a reset that changes more than values of
             tensors, run as usual. Not measured on a GPU yet. Defaults to ``False``.
+        compile (bool): traces the step once and compiles it into a few fused loops, which takes 8 to 60 seconds and
+            a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
+            ``False``.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
@@ -74,7 +78,9 @@ def make_vmas_env(
 
     Raises:
         ValueError: for ``pad=True`` with nothing to pad, or ``cuda_graph=True`` without CUDA or where a step waits for
-            the device or draws random numbers.
+            the device or draws random numbers, or ``compile=True`` where a step reads a tensor, draws random numbers,
+            or a reset changes more than tensors.
+        RuntimeError: for ``compile=True`` without a C++ compiler.
         TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
     References: Bettini et al., *VMAS*, 2022, https://arxiv.org/abs/2207.03530; Pardo et al., *Time Limits in
@@ -97,8 +103,12 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    for name, flag in (("pad", pad), ("check_actions", check_actions), ("cuda_graph", cuda_graph)):
+    flags = {"pad": pad, "check_actions": check_actions, "cuda_graph": cuda_graph, "compile": compile}
+    for name, flag in flags.items():
         check_type(name, flag, bool, "a bool")
+    for name in ("check_actions", "cuda_graph"):
+        if compile and flags[name]:
+            raise ValueError(f"compile=True and {name}=True exclude each other.")
     if cuda_graph and torch.device(device).type != "cuda":
         raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
     environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
@@ -111,6 +121,8 @@ def make_vmas_env(
     base_env = VmasBatchWrapper(environment, group_map=group_map)
     if cuda_graph:
         base_env.capture()
+    if compile:
+        base_env.compile_step()
     return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
 
 

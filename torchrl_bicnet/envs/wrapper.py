@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS with masked resets, whole groups read and written at once, and a captured step."""
+"""TorchRL's wrapper of VMAS: masked resets, whole groups read and written at once, compiled or captured steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, Stacked, StackedComposite
 from torchrl.envs import VmasWrapper
 
+from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.vmas_fast.captured_step import Actions, CapturedStep, capture, check_capturable
+from torchrl_bicnet.vmas_fast.compiled_step import CompiledStep
 
 
 class VmasBatchWrapper(VmasWrapper):
@@ -24,6 +26,25 @@ class VmasBatchWrapper(VmasWrapper):
     """
 
     captured_step: CapturedStep | None = None
+    compiled_step: CompiledStep | None = None
+
+    @property
+    def _env(self) -> StreamedEnvironment:
+        """VMAS's environment, which whoever asks for it may change."""
+        if self.compiled_step is not None:
+            self.compiled_step.look_again()
+        return self._environment
+
+    @_env.setter
+    def _env(self, environment: StreamedEnvironment) -> None:
+        self._environment = environment
+
+    def compile_step(self) -> None:
+        """Step by one compiled function from now on."""
+        actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
+        step = functools.partial(self._simulate, self._env.step)
+        without_draws = functools.partial(self._simulate, self._env.step_without_draws)
+        self.compiled_step = CompiledStep(self._env, step, without_draws, actions)
 
     def capture(self) -> None:
         """Step in fixed memory from now on, and on CUDA by replaying a graph."""
@@ -34,13 +55,15 @@ class VmasBatchWrapper(VmasWrapper):
         self.captured_step = CapturedStep(self._env, step, record)
 
     def to(self, device: torch.device | str) -> VmasBatchWrapper:
-        if self.captured_step is not None and torch.device(device) != self.device:
-            raise RuntimeError(f"A captured step stays on {self.device}; make another environment for {device}.")
+        if (self.captured_step or self.compiled_step) and torch.device(device) != self.device:
+            kind = "captured" if self.compiled_step is None else "compiled"
+            raise RuntimeError(f"A {kind} step stays on {self.device}; make another environment for {device}.")
         return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = {group: tensordict.get((group, "action")) for group in self._members}
-        return self._simulate(self._env.step, actions) if self.captured_step is None else self.captured_step(actions)
+        step = self.compiled_step or self.captured_step
+        return self._simulate(self._env.step, actions) if step is None else step(actions)
 
     def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: Actions) -> TensorDictBase:
         by_agent: list[Any] = [None] * len(self.agent_names)

@@ -32,6 +32,7 @@ _TRAINING_OPTIONS = frozenset(
         "seed",
         "device",
         "cuda_graph",
+        "compile",
         "total_frames",
         "frames_per_batch",
         "updates_per_batch",

@@ -125,7 +125,7 @@ class CapturedStep:
             except RuntimeError as error:
                 entry.layout.install()
                 self.entries, self.current = [], None
-                raise RuntimeError(f"The step of {_scenario_name(self.environment)} was not captured.") from error
+                raise RuntimeError(f"The step of {scenario_name(self.environment)} was not captured.") from error
             entry.layout.install()
         entry.replay()
         if entry.next is not None and entry.next is not entry:
@@ -179,11 +179,11 @@ def check_capturable(environment: Environment, step: Callable[[Actions], TensorD
     finally:
         saved.restore()
     if problem:
-        name = _scenario_name(environment)
+        name = scenario_name(environment)
         raise ValueError(f"A step of {name} cannot be captured in a CUDA graph: {problem}. Use cuda_graph=False.")
 
 
-def _scenario_name(environment: Environment) -> str:
+def scenario_name(environment: Environment) -> str:
     """The class of the scenario; for those that VMAS loads, which are all called Scenario, the file."""
     name = type(environment.scenario).__qualname__
     return scenario_file(environment) if name == "Scenario" else name

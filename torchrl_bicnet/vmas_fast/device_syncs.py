@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operations that read a tensor on the host, count the rows of a mask, or copy a number to the device.
-_WAITING = frozenset(
-    f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "scalar_tensor")
-)
+# Operations that read a tensor on the host or count the rows of a mask.
+_READING = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
+# These, and those that copy a number to the device.
+_WAITING = _READING | {"aten::lift_fresh", "aten::scalar_tensor"}
+_INDEXING = frozenset({"aten::index.Tensor", "aten::index_put_"})
 
 
 class CaptureGuard(TorchDispatchMode):
@@ -33,14 +34,17 @@ class CaptureGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
-        if _waits(name, args, kwargs or {}):
-            self.problems.append(f"{name} waits for the device, in {_caller()}")
+        if problem := self._problem(name, args, kwargs or {}):
+            self.problems.append(f"{name} {problem}, in {_caller()}")
         elif torch.Tag.nondeterministic_seeded in function.tags:
             self.problems.append(f"{name} draws random numbers, in {_caller()}")
         self.given += self._unknown((args, kwargs))
         outputs = function(*args, **(kwargs or {}))
         self._unknown(outputs)
         return outputs
+
+    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
+        return "waits for the device" if _waits(name, args, kwargs) else ""
 
     def _unknown(self, data: Any) -> list[Tensor]:
         found = []
@@ -51,14 +55,28 @@ class CaptureGuard(TorchDispatchMode):
         return found
 
 
+class TraceGuard(CaptureGuard):
+    """Notes the operations that cannot be traced: those whose result decides in Python what happens next, or draws."""
+
+    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
+        # Inductor writes one number to the rows of a mask by `where`.
+        writes_a_number = name == "aten::index_put_" and args[2].numel() == 1
+        counts_rows = name in _INDEXING and _has_mask(args[1]) and not writes_a_number
+        return "reads a tensor on the host" if counts_rows or name in _READING else ""
+
+
 def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
-    if name in ("aten::index.Tensor", "aten::index_put_"):
-        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    if name in _INDEXING:
+        return _has_mask(args[1])
     if name == "aten::copy_":
         return args[0].device != args[1].device
     if name == "aten::_to_copy" and kwargs.get("device") is not None:
         return torch.device(kwargs["device"]).type != args[0].device.type
     return name in _WAITING
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
 def _caller() -> str:

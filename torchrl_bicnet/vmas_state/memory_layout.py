@@ -41,10 +41,10 @@ class MemoryLayout:
         self.tensors: list[Tensor] = []  # in the order in which they are met
         self._positions: dict[int, int] = {}
         self._contents = [
-            (node.path, type(node.obj), _comparable(node.contents, graph, self._position)) for node in self.nodes
+            (node.path, type(node.obj), comparable(node.contents, graph, self._position)) for node in self.nodes
         ]
         self._drawn = [
-            _comparable(node.contents, graph, lambda state: state.cpu().numpy().tobytes()) for node in streams
+            comparable(node.contents, graph, lambda state: state.cpu().numpy().tobytes()) for node in streams
         ]
         self.by_memory: dict[int, list[Tensor]] = {}
         for tensor in self.tensors:
@@ -103,7 +103,7 @@ def _bytes(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory, 0, (memory.nbytes(),), (1,))
 
 
-def _comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any]) -> Any:
+def comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any]) -> Any:
     """A description to compare by ``==``, equal for equal contents at the same path."""
     if type(value) in SCALARS:
         return value if value == value else "nan"
@@ -115,5 +115,5 @@ def _comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any
         return graph.nodes[id(value)].path
     if id(value) in graph.opaque:
         return name_of(value)
-    items = [_comparable(item, graph, describe) for item in (_items(value) if isinstance(value, dict) else value)]
+    items = [comparable(item, graph, describe) for item in (_items(value) if isinstance(value, dict) else value)]
     return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items

@@ -1,0 +1,406 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch._inductor import config
+from torchrl.collectors import Collector
+from torchrl.envs import check_env_specs
+
+from tests.helpers_vmas import (
+    IGNORED_WARNINGS,
+    Countdown,
+    assert_same,
+    assert_same_world,
+    leaves,
+    play,
+    simulator,
+    steps,
+    with_random_actions,
+)
+from torchrl_bicnet import make_vmas_env, restore, snapshot
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
+
+pytestmark = IGNORED_WARNINGS
+B = 8  # everywhere, for Inductor's cache
+TRACED = ["simple_spread", "dispersion"]
+REFUSED = {
+    "discovery": "draws random numbers, in utils.py:",
+    "flocking": "_local_scalar_dense reads a tensor on the host, in core.py:",
+    "give_way": "_local_scalar_dense reads a tensor on the host, in core.py:",
+    "joint_passage": "_local_scalar_dense reads a tensor on the host",
+    "circle_trajectory": "index.Tensor reads a tensor on the host, in circle_trajectory.py:",
+    "simple_world_comm": "index.Tensor reads a tensor on the host, in simple_world_comm.py:",
+    "asym_joint": "uniform_ draws random numbers, in asym_joint.py:",
+    "line_trajectory": "uniform_ draws random numbers, in line_trajectory.py:",
+    "het_mass": r"with a reset world._agents\[.\]._mass changes",
+    "ball_passage": "with a reset .* changes in more than values of tensors",
+    "simple_reference": "with a reset .*goal.* changes in more than values of tensors",
+}
+REFUSED_SLOWLY = {
+    "football": "index.Tensor reads a tensor on the host, in football.py:",
+    "road_traffic": "reads a tensor on the host, in road_traffic.py:",
+}
+# The others take minutes to compile.
+SLOW = [
+    *("balance", "diff_drive", "dropout", "goal", "navigation", "reverse_transport", "simple"),
+    *("simple_adversary", "simple_crypto", "simple_push", "simple_speaker_listener", "simple_tag", "transport"),
+    *("vel_control", "wheel", "wind_flocking"),
+]
+
+
+def both(scenario="simple", **options):
+    """An environment as it is and a compiled one, in one state."""
+    options = {"max_steps": 20, "seed": 0, **options}
+    return make_vmas_env(scenario, B, **options), make_vmas_env(scenario, B, compile=True, **options)
+
+
+def assert_close(found, expected, tolerance=1e-4):
+    """Floats up to rounding, dones and counters to the bit."""
+    found, expected = dict(leaves(found)), dict(leaves(expected))
+    assert found.keys() == expected.keys()
+    for path, tensor in found.items():
+        tolerances = dict.fromkeys(("rtol", "atol"), tolerance if tensor.is_floating_point() else 0)
+        torch.testing.assert_close(
+            tensor, expected[path], **tolerances, equal_nan=True, msg=lambda text, path=path: f"{path}: {text}"
+        )
+
+
+def count_uncompiled(env):
+    """A list that grows by one with each step that runs uncompiled."""
+    step, found = env.base_env.compiled_step, []
+    plain = step.step
+    step.step = lambda actions: found.append(1) or plain(actions)
+    return found
+
+
+def assert_each_step_is_close(plain, compiled, n_states, n_between):
+    uncompiled = count_uncompiled(compiled)
+    td = compiled.reset()
+    generator = torch.Generator().manual_seed(0)
+    for state in range(n_states):
+        for _ in range(n_between):
+            td = compiled.step(with_random_actions(compiled, td, generator))["next"]
+        if state == n_states // 2:
+            td = compiled.reset()
+        restore(plain, snapshot(compiled))
+        td = with_random_actions(compiled, td, generator)
+        expected, td = plain.step(td.clone())["next"], compiled.step(td)["next"]
+        assert_close(td, expected)
+        # Its objects hold what the step left.
+        left, expected = TensorPlaces(simulator(compiled)), TensorPlaces(simulator(plain))
+        assert left.paths == expected.paths
+        assert_close(left.tensors, expected.tensors)
+    assert len(uncompiled) <= 1
+
+
+@pytest.mark.parametrize("scenario", [*TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_a_step_equals_the_uncompiled_one(scenario):
+    assert_each_step_is_close(*both(scenario), n_states=6, n_between=3)
+
+
+@pytest.mark.parametrize("scenario", TRACED)
+def test_sixty_steps_with_resets_in_between(scenario):
+    plain, compiled = both(scenario)
+    uncompiled = count_uncompiled(compiled)
+    _, expected = play(plain, plain.reset(), 60, seed=1)
+    _, found = play(compiled, compiled.reset(), 60, seed=1)
+    assert_close(found, expected, tolerance=1e-2)
+    assert len(uncompiled) == 1  # the first
+
+
+@pytest.mark.slow
+def test_resets_that_choose_among_landmarks_have_a_function_each():
+    plain, compiled = both("simple_speaker_listener", pad=True)
+    _, expected = play(plain, plain.reset(), 60, seed=1)
+    _, found = play(compiled, compiled.reset(), 60, seed=1)
+    assert_close(found, expected, tolerance=1e-2)
+
+
+def test_a_snapshot_goes_on_to_the_bit_here_and_elsewhere():
+    _, compiled = both()
+    td, _ = play(compiled, compiled.reset(), 5, seed=1)
+    world = snapshot(compiled)
+    _, first = play(compiled, td, 8, seed=2)
+    restore(compiled, world)
+    assert_same(play(compiled, td, 8, seed=2)[1], first)
+    _, elsewhere = both(seed=7)
+    play(elsewhere, elsewhere.reset(), 3, seed=5)
+    restore(elsewhere, world)
+    assert_same(play(elsewhere, td, 8, seed=2)[1], first)
+    copy = deepcopy(compiled)
+    restore(copy, world)
+    assert_same(play(copy, td, 8, seed=2)[1], first)
+
+
+def test_what_a_user_writes_between_steps_is_heard():
+    outputs = []
+    for env in both():
+        td = play(env, env.reset(), 4, seed=1)[0]
+        agents, world = simulator(env).agents, simulator(env).world
+        for write in (
+            lambda env=env: simulator(env).agents[0].set_pos(torch.zeros(B, 2), None),
+            lambda env=env: simulator(env).agents[0].state.vel.fill_(0.5),
+            # These ask for nothing: who was given an agent once may keep it.
+            lambda agents=agents: agents[0].state.pos.fill_(0.25),
+            lambda agents=agents: setattr(agents[0].state, "vel", torch.full((B, 2), 0.1)),
+            lambda env=env: simulator(env).world.landmarks[0].set_pos(torch.ones(2), 3),
+            lambda env=env: setattr(simulator(env).world, "_drag", 0.5),  # a number in the compiled function
+            lambda world=world: world._gravity.fill_(0.3),  # which decides what operations there are
+            lambda world=world: world._gravity.zero_(),
+        ):
+            write()
+            outputs.append(steps(env, td, 3))
+            td = outputs[-1][-1]
+    half = len(outputs) // 2
+    assert_close(outputs[half:], outputs[:half])
+
+
+def test_what_a_user_keeps_is_up_to_date_and_not_written_to():
+    outputs = []
+    for env in both():
+        environment, td = simulator(env), env.reset()
+        generator, held, copies = torch.Generator().manual_seed(2), [], []
+        for _ in range(6):
+            td = env.step(with_random_actions(env, td.clone(), generator))["next"]
+            agent = environment.agents[0]
+            held.append([agent.state.pos, agent.state.vel, environment.steps, td])
+            copies.append([part.clone() for part in held[-1]])
+        outputs.append(copies)
+    assert_same(held, copies)
+    assert_close(*reversed(outputs))
+
+
+def test_outputs_may_be_written_to():
+    compiled = both("simple_spread")[1].base_env
+    td = with_random_actions(compiled, compiled.reset(), torch.Generator().manual_seed(5))
+    world = snapshot(compiled)
+    expected = [compiled._step(td) for _ in range(5)]
+    restore(compiled, world)
+    for outputs in expected:
+        found = compiled._step(td)
+        for key in found.keys(True, True):
+            torch.testing.assert_close(found[key], outputs[key], rtol=0, atol=0, msg=str(key))
+            found[key].fill_(1)  # shared neither with the state nor with another
+
+
+def test_making_it_leaves_no_trace():
+    env = make_vmas_env("simple", B, seed=0)
+    env.reset()
+    before = snapshot(env)
+    env.base_env.compile_step()
+    assert_same_world(snapshot(env), before)
+
+
+def test_two_environments_side_by_side():
+    envs = [make_vmas_env("simple", B, seed=seed, compile=True) for seed in (0, 1)]
+    start = [env.reset() for env in envs]
+    worlds = [snapshot(env) for env in envs]
+    apart = [steps(env, td, 6) for env, td in zip(envs, start)]
+    for env, world in zip(envs, worlds):
+        restore(env, world)
+    together = [[], []]
+    td, generators = list(start), [torch.Generator().manual_seed(5) for _ in envs]
+    for _ in range(6):
+        for i, env in enumerate(envs):
+            td[i] = env.step(with_random_actions(env, td[i].clone(), generators[i]))["next"]
+            together[i].append(td[i])
+    assert_same(together, apart)
+
+
+def test_torchrl_runs_it_without_asking_for_the_simulator():
+    plain, compiled = both()
+    check_env_specs(compiled)
+    batches = []
+    for env in (plain, compiled):
+        env.set_seed(0)
+        torch.manual_seed(0)
+        batches.append(list(Collector(env, None, frames_per_batch=10 * B, total_frames=60 * B)))
+    assert_close(*reversed(batches), tolerance=1e-2)
+    step = compiled.base_env.compiled_step
+    td = compiled.rand_step(compiled.rand_step(compiled.reset())["next"])["next"]
+    for _ in range(3):  # a walk over all objects takes longer than a step
+        td = compiled.rand_step(td)["next"]
+        assert step._changed is False
+
+
+def test_inference_mode_and_gradients():
+    plain, compiled = both()
+    outputs = []
+    for env in (plain, compiled):
+        with torch.inference_mode(env is compiled):
+            td = steps(env, env.reset(), 3)[-1]
+        td = steps(env, td.clone(), 3)[-1]
+        td = with_random_actions(env, td, torch.Generator().manual_seed(3))
+        td["agents", "action"].requires_grad_()
+        td = env.step(td)["next"]
+        outputs.append(td)
+        assert not td["agents", "reward"].requires_grad
+    assert_close(*outputs)
+
+
+@pytest.mark.slow
+def test_lidars_measure_the_present():
+    plain, compiled = both("navigation")
+    td = [steps(env, env.reset(), 5)[-1] for env in (plain, compiled)]
+    assert_close(*td)
+    measured = [[agent.sensors[0].measure() for agent in simulator(env).agents] for env in (plain, compiled)]
+    assert_close(*measured)
+
+
+class Drawing(Countdown):
+    def post_step(self):
+        self.left = self.left - torch.rand(B)
+
+
+class Reading(Countdown):
+    def post_step(self):
+        self.left = self.left - (1 if self.left.sum() > 0 else 2)
+
+
+class Counting(Countdown):
+    count = 0
+
+    def post_step(self):
+        super().post_step()
+        self.count += 1
+
+
+class CountingResets(Countdown):
+    count = 0
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.count += 1
+
+
+class Paired(Countdown):
+    """Holds a tensor where one cannot be replaced."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.pair = (self.left, 1)
+
+
+class Sharing(Countdown):
+    """Writes in place to a tensor that it holds twice, and keeps a part of one."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.count = self.again = torch.zeros(B, 2)
+        self.first = self.left[:2]
+
+    def post_step(self):
+        super().post_step()
+        self.count += 1
+        self.first = self.left[:2]
+
+    def observation(self, agent):
+        return self.again * self.first.sum()
+
+
+class SharingParts(Sharing):
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.again = self.count[:, :1]
+
+
+class Curriculum(Countdown):
+    """A list of state per environment, `print`, and a number that a user changes."""
+
+    speed = 1.0
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.history = [torch.zeros(batch_dim) for _ in range(3)]
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def post_step(self):
+        self.left = self.left - self.speed
+        self.history = [*self.history[1:], self.left]
+        self.history[0] += 1  # in place
+
+    def observation(self, agent):
+        return torch.stack(self.history, -1)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "problem"),
+    [
+        (Drawing, r"Drawing cannot be compiled: aten::rand draws random numbers, in test_compiled_step.py:"),
+        (Reading, r"Reading cannot .* aten::_local_scalar_dense reads a tensor on the host, in test_compiled_step.py:"),
+        (Counting, r"Counting cannot be compiled: scenario.count changes in more than values of tensors"),
+        (CountingResets, r"CountingResets cannot be compiled: with a reset scenario.count changes"),
+        (SharingParts, r"SharingParts cannot be compiled: it writes to memory of which scenario.count and scenario.ag"),
+        (Paired, r"Paired cannot be compiled: scenario holds a tensor in a tuple"),
+    ],
+)
+def test_scenarios_of_users_that_are_refused(scenario, problem):
+    with pytest.raises(ValueError, match=problem):
+        make_vmas_env(scenario(), B, compile=True)
+
+
+def test_a_scenario_of_a_user_with_a_curriculum():
+    outputs = []
+    for options in ({}, {"compile": True}):
+        env = make_vmas_env(Curriculum(), B, seed=0, **options)
+        td, found = env.reset(), []
+        for speed in (1.0, 2.0, 1.0):
+            simulator(env).scenario.speed = speed
+            td, more = play(env, td, 5, seed=3)
+            found += more
+        outputs.append(found)
+    assert_close(*reversed(outputs))
+    assert len(env.base_env.compiled_step.functions) <= 6
+
+
+def test_a_scenario_of_a_user_that_holds_a_tensor_twice():
+    outputs = []
+    for options in ({}, {"compile": True}):
+        env = make_vmas_env(Sharing(), B, seed=0, **options)
+        outputs.append(play(env, env.reset(), 8, seed=3)[1])
+    assert_close(*reversed(outputs))
+    assert simulator(env).scenario.count is simulator(env).scenario.again
+
+
+def test_what_turns_uncompilable_later_runs_as_it_is_with_a_warning():
+    plain, compiled = both()
+    outputs = []
+    for env in (plain, compiled):
+        td = steps(env, env.reset(), 3)[-1]
+        agent = simulator(env).agents[0]
+        agent.action._u_noise = 0.1
+        env.set_seed(3)
+        if env is compiled:
+            with pytest.warns(UserWarning, match="simple are not compiled for now: .*randn.* draws"):
+                outputs.append(steps(env, td, 4))
+        else:
+            outputs.append(steps(env, td, 4))
+    assert_close(*outputs)
+
+
+@pytest.mark.parametrize(
+    "scenario", [*REFUSED, *(pytest.param(name, marks=pytest.mark.slow) for name in REFUSED_SLOWLY)]
+)
+def test_scenarios_that_are_refused(scenario):
+    problem = (REFUSED | REFUSED_SLOWLY)[scenario]
+    with pytest.raises(ValueError, match=f"A step of {scenario} cannot be compiled: .*{problem}"):
+        make_vmas_env(scenario, 2, compile=True)
+
+
+def test_without_a_compiler():
+    missing = config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    message = r"compile=True needs a C\+\+ compiler, such as g\+\+, and none was found"
+    with missing, pytest.raises(RuntimeError, match=message):
+        make_vmas_env(Countdown(), 3, compile=True)
+
+
+def test_what_excludes_it_and_another_device():
+    for other in ("check_actions", "cuda_graph"):
+        with pytest.raises(ValueError, match=f"compile=True and {other}=True exclude each other"):
+            make_vmas_env("simple", B, compile=True, **{other: True})
+    compiled = both()[1]
+    with pytest.raises(RuntimeError, match="A compiled step stays on cpu; make another environment for meta"):
+        compiled.to("meta")
+    td = compiled.reset()
+    td["agents", "action"] = torch.zeros(B, 1, 1)
+    with pytest.raises(ValueError, match=r"Expected actions of agents of shape .*8, 1, 2.*found .*8, 1, 1"):
+        compiled.base_env._step(td)

@@ -1,0 +1,322 @@
+"""A step of a VMAS environment as one compiled function of tensors: traced once, fused by Inductor."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from vmas.simulator.environment import Environment
+
+from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
+from torchrl_bicnet.vmas_fast.captured_step import N_SETTLING, Actions, scenario_name
+from torchrl_bicnet.vmas_fast.device_syncs import TraceGuard
+from torchrl_bicnet.vmas_state.object_graph import SENSING
+from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
+from torchrl_bicnet.vmas_state.state_diff import SavedState
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, overlaps
+
+# Compiled functions that are kept for one environment: one for each set of numbers that its objects hold.
+N_FUNCTIONS = 8
+# Sets of numbers that resets may choose from.
+N_KINDS = 3
+
+
+@dataclass
+class CompiledFunction:
+    """A step from environments of one signature; from those whose step cannot be compiled, why."""
+
+    signature: Any
+    problem: str = ""
+    call: Callable[..., list[Tensor]] | None = None
+    n_new: int = 0  # of its results: tensors of the state, before those of the outputs
+    # Place to the index, among the tensors of all places and then the new ones, of what it holds after the step.
+    updates: tuple[tuple[int, int], ...] = ()
+    outputs: Any = None  # the structure of the outputs
+    written: frozenset[int] = frozenset()  # places whose tensors the step writes to in place
+    shared: tuple[tuple[int, int], ...] = ()  # pairs of places, with one of those, that hold the same memory
+    copied: tuple[int, ...] = ()  # the results that share memory with others
+
+
+class CompiledStep:
+    """A step of an environment, compiled for the numbers that its objects hold, as a function of all their tensors.
+
+    While it steps, the state is a flat list of tensors, one for each place that holds one (:class:`TensorPlaces`).
+    After a step the new ones are put into their places, so that the objects of VMAS are never out of date; before it,
+    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is heard. Whoever
+    is given the environment may change anything (:meth:`look_again`): the next step walks over all objects. For other
+    numbers than before, such as another drag, the step is compiled anew.
+
+    A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
+    new environment. Which steps are compiled depends on the state alone, so that a run that is killed and resumed goes
+    on to the bit.
+
+    Args:
+        environment (Environment): of VMAS, from :func:`~torchrl_bicnet.make_vmas_env`.
+        step (callable): from the actions of each group, ``(num_envs, N, a)``, to the outputs.
+        step_without_draws (callable): the same without swapping random streams in.
+        actions (dict): of each group, any, for their shapes.
+
+    Raises:
+        ValueError: for a scenario whose step reads a tensor, draws random numbers or changes numbers of Python, or
+            whose resets do.
+        RuntimeError: if it cannot be compiled here, as without a C++ compiler.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        step: Callable[[Actions], TensorDictBase],
+        step_without_draws: Callable[[Actions], TensorDictBase],
+        actions: Actions,
+    ) -> None:
+        self.environment, self.step, self.step_without_draws = environment, step, step_without_draws
+        self.shapes = {group: action.shape for group, action in actions.items()}
+        self.functions: list[CompiledFunction] = []
+        self._changed = True  # perhaps, by somebody who was given the environment
+        self._tensors: list[Tensor] = []
+        self._n_uncompiled = 0  # in a row
+        self._check(actions)
+
+    def look_again(self) -> None:
+        """Expect that somebody changes the environment until the next step."""
+        self._changed = True
+
+    def __call__(self, actions: Actions) -> TensorDictBase:
+        # Tensors of inference mode have no versions and cannot be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            given = [self._as_traced(group, actions[group]) for group in self.shapes]
+            if self._changed or not self._is_current():
+                self._enter(dict(zip(self.shapes, given)))
+            function = self.current
+            if function.call is None:
+                return self._step_uncompiled(function, dict(zip(self.shapes, given)))
+            self._n_uncompiled = 0
+            results = function.call(*self._tensors, *given)
+            for index in function.copied:
+                results[index] = results[index].clone()
+            tensors = self._tensors + results[: function.n_new]
+            for place, index in function.updates:
+                container, key = self._places[place]
+                self._tensors[place] = container[key] = tensors[index]
+            return tree_unflatten(results[function.n_new :], function.outputs)
+
+    def _as_traced(self, group: str, action: Tensor) -> Tensor:
+        if action.shape != self.shapes[group]:
+            raise ValueError(f"Expected actions of {group} of shape {self.shapes[group]}, found {action.shape}.")
+        action = action.detach().to(self.environment.device, torch.float32).contiguous()
+        return action.clone() if action.is_inference() else action
+
+    def _is_current(self) -> bool:
+        """Whether each place holds its tensor: what is written to one is heard, but that of gravity decides more."""
+        found = [container[key] for container, key in self._places]
+        same = all(map(operator.is_, found, self._tensors))
+        return same and self.environment.world._gravity._version == self._gravity_version
+
+    def _enter(self, actions: Actions) -> None:
+        """Take the state from the objects."""
+        places = TensorPlaces(self.environment)
+        dense = {_memory(tensor): _dense(tensor) for tensor in places.tensors}
+        self._places, self._tensors = places.places, [dense[_memory(tensor)] for tensor in places.tensors]
+        places.install(self._tensors)
+        self.current = self._find(places, actions)
+        self._gravity_version = self.environment.world._gravity._version
+        self._changed = False
+
+    def _find(self, places: TensorPlaces, actions: Actions) -> CompiledFunction:
+        world = self.environment.world
+        signature = places.signature, isinstance(world, BatchedWorld) and world.weightless()
+        pairs = overlaps(places.tensors)
+        for function in self.functions:
+            if function.signature == signature and function.shared == _written(pairs, function.written):
+                return function
+        with _traceless(self.environment):
+            function = Tracing(self, places, signature).function(actions)
+        self.functions = [*self.functions[1 - N_FUNCTIONS :], function]
+        return function
+
+    def _step_uncompiled(self, function: CompiledFunction, actions: Actions) -> TensorDictBase:
+        self._n_uncompiled += 1
+        self._changed = True
+        if self._n_uncompiled == N_SETTLING:
+            message = f"Steps of {scenario_name(self.environment)} are not compiled for now: {function.problem}."
+            warnings.warn(message, UserWarning, stacklevel=2)
+        return self.step(actions)
+
+    def _check(self, actions: Actions) -> None:
+        """Compile the step that follows on others, take some steps and resets, and undo them."""
+        saved = SavedState(self.environment)
+        problem = ""
+        try:
+            for _ in range(N_SETTLING):
+                self.step(actions)
+            try:
+                first = TensorPlaces(self.environment)
+                with _traceless(self.environment):
+                    problem = Tracing(self, first, None).problem(actions)
+                problem = problem or self._change_by_resets(first, actions) or self._find(first, actions).problem
+            except TypeError as error:
+                problem = str(error)
+        finally:
+            saved.restore()
+        if problem:
+            name = scenario_name(self.environment)
+            raise ValueError(f"A step of {name} cannot be compiled: {problem}. Use compile=False.")
+
+    def _change_by_resets(self, first: TensorPlaces, actions: Actions) -> str:
+        """What resets draw that is no tensor; empty if there is little to choose from."""
+        environment, found = self.environment, [first]
+        one = torch.zeros(environment.num_envs, dtype=torch.bool, device=environment.device)
+        one[0] = True
+        resets = [functools.partial(environment.reset, return_observations=False)] * N_TRIALS
+        resets.append(functools.partial(environment.reset_rows, one))
+        before = SavedState(environment)
+        for reset in resets:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # it will be given when the user resets
+                reset()
+            self.step(actions)
+            places = TensorPlaces(environment)
+            if all(places.signature != other.signature for other in found):
+                found.append(places)
+        before.restore()
+        return f"with a reset {found[0].difference(found[1])}" if len(found) > N_KINDS else ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the functions, for a copy, which compiles them again."""
+        return {**self.__dict__, "functions": [], "_changed": True, "_tensors": [], "_places": [], "current": None}
+
+
+class Tracing:
+    """The step of an environment from its present state, run, traced and compiled; the state is left changed."""
+
+    def __init__(self, compiled: CompiledStep, places: TensorPlaces, signature: Any) -> None:
+        self.environment, self.step = compiled.environment, compiled.step_without_draws
+        self.places, self.signature = places, signature
+        self.tensors = [container[key] for container, key in places.places]  # places has those before any copies
+        self.groups = list(compiled.shapes)
+
+    def problem(self, actions: Actions) -> str:
+        """Run the step and say what keeps it from being compiled; empty if there is nothing."""
+        versions = [tensor._version for tensor in self.tensors]
+        saved = SavedState(self.environment)
+        with TraceGuard() as guard:
+            self.step(actions)
+        after = TensorPlaces(self.environment)
+        self.written = frozenset(i for i, t in enumerate(self.tensors) if t._version != versions[i])
+        self.shared = _written(overlaps(self.places.tensors), self.written)
+        saved.restore()
+        return guard.problems[0] if guard.problems else self._change(after)
+
+    def function(self, actions: Actions) -> CompiledFunction:
+        if problem := self.problem(actions):
+            return CompiledFunction(self.signature, problem, written=self.written, shared=self.shared)
+        return self._trace(actions)
+
+    def _change(self, after: TensorPlaces) -> str:
+        if change := self.places.difference(after):
+            return change
+        paths = self.places.paths
+        for i, j in self.shared:
+            if _memory(self.places.tensors[i]) != _memory(self.places.tensors[j]):
+                return f"it writes to memory of which {paths[i]} and {paths[j]} each hold a part"
+        gravity = paths.index("world._gravity") if "world._gravity" in paths else None
+        if gravity in self.written or (gravity is not None and after.tensors[gravity] is not self.tensors[gravity]):
+            return "it changes the gravity of the world"
+        return ""
+
+    def _trace(self, actions: Actions) -> CompiledFunction:
+        function = CompiledFunction(self.signature, written=self.written, shared=self.shared)
+        inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors] + [
+            actions[g].clone() for g in self.groups
+        ]
+        n = len(self.tensors)
+
+        def traced(*inputs: Tensor) -> list[Tensor]:
+            before = list(inputs[:n])
+            # What a user may hold, such as the positions of the step before, is not written to.
+            installed = [t.clone() if i in self.written else t for i, t in enumerate(before)]
+            for i, j in self.shared:
+                installed[j] = installed[i]
+            self.places.install(installed)
+            if isinstance(self.environment.world, BatchedWorld):
+                self.environment.world.assume_weightless(self.signature[1])
+            leaves, function.outputs = tree_flatten(self.step(dict(zip(self.groups, inputs[n:]))))
+            index = {_memory(tensor): i for i, tensor in enumerate(before)}
+            new: list[Tensor] = []
+            updates = []
+            for place, tensor in enumerate(TensorPlaces(self.environment).tensors):
+                if _memory(tensor) not in index:
+                    index[_memory(tensor)] = n + len(new)
+                    new.append(tensor)
+                if index[_memory(tensor)] != place:
+                    updates.append((place, index[_memory(tensor)]))
+            function.n_new, function.updates = len(new), tuple(updates)
+            return [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*new, *leaves)]
+
+        try:
+            graph = make_fx(traced)(*inputs)
+        except Exception as error:
+            function.problem = f"it cannot be traced: {error!r}"
+            return function
+        _compile(function, graph, inputs, scenario_name(self.environment))
+        return function
+
+
+def _compile(function: CompiledFunction, graph: torch.fx.GraphModule, inputs: list[Tensor], name: str) -> None:
+    # Shapes are compared by whoever calls it: what Dynamo would ask of a hundred tensors takes as long as the step. It
+    # joins inputs that are one tensor, of which there are none here, but perhaps when it compiles again after a reset.
+    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [g.guard_type == "DUPLICATE_INPUT" for g in guards]}
+    if inputs[0].device.type == "cpu":
+        options["cpp_wrapper"] = True  # without one line of Python for each of the hundred buffers
+    function.call = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own code
+            results = function.call(*inputs)
+    except Exception as error:
+        if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):
+            raise RuntimeError("compile=True needs a C++ compiler, such as g++, and none was found.") from error
+        raise RuntimeError(f"The step of {name} was not compiled.") from error
+    # Inductor may give one piece of memory back twice, or what it was given.
+    pairs = overlaps([*inputs, *results])
+    function.copied = tuple(sorted({j - len(inputs) for _, j in pairs}))
+
+
+@contextlib.contextmanager
+def _traceless(environment: Environment) -> Iterator[None]:
+    """Run and trace steps from the present state, which comes back afterwards, with nothing remembered of it."""
+    saved = SavedState(environment)
+    vars(environment.world).pop(SENSING, None)
+    try:
+        with torch.no_grad(), every_pair():
+            yield
+    finally:
+        vars(environment.world).pop(SENSING, None)
+        saved.restore()
+
+
+def _written(pairs: list[tuple[int, int]], written: frozenset[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(pair for pair in pairs if not written.isdisjoint(pair))
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors with the same elements in the same order."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """As the compiled function takes it: contiguous, with a version, without gradients."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    own = tensor.is_contiguous() and not tensor.is_inference()
+    return tensor if own else tensor.clone(memory_format=torch.contiguous_format)
