@@ -11,7 +11,7 @@ from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
 from torchrl_bicnet import make_vmas_env
-from torchrl_bicnet.vmas_fast.device_syncs import CaptureGuard
+from torchrl_bicnet.vmas_graph.device_syncs import CaptureGuard
 from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])

@@ -18,7 +18,7 @@ from tests.helpers_vmas import (
     with_random_actions,
 )
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_fast.captured_step import N_ENTRIES
+from torchrl_bicnet.vmas_graph.captured_step import N_ENTRIES
 
 REFUSED = {
     "asym_joint": "uniform_ draws random numbers, in asym_joint.py:",

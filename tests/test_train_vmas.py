@@ -26,7 +26,7 @@ from tests.helpers_vmas import SEVERAL_GROUPS
 from tests.quick import QUICK, Result, run
 from torchrl_bicnet import evaluate, load_run, make_vmas_env
 from torchrl_bicnet.runs import TEST_SEED
-from torchrl_bicnet.vmas_fast.compiled_step import CompiledStep
+from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep
 
 SCRIPT = Path(train_vmas.__file__)
 RECURRENT = "module.0.module.net.communication.weight_hh_l0"

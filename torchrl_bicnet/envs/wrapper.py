@@ -15,8 +15,8 @@ from torchrl.data import Bounded, Composite, Stacked, StackedComposite
 from torchrl.envs import VmasWrapper
 
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.vmas_fast.captured_step import Actions, CapturedStep, capture, check_capturable
-from torchrl_bicnet.vmas_fast.compiled_step import CompiledStep
+from torchrl_bicnet.vmas_graph.captured_step import Actions, CapturedStep, capture, check_capturable
+from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep
 
 
 class VmasBatchWrapper(VmasWrapper):

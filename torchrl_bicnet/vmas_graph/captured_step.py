@@ -13,8 +13,8 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld
-from torchrl_bicnet.vmas_fast.device_syncs import CaptureGuard
 from torchrl_bicnet.vmas_fast.distances import Sensing
+from torchrl_bicnet.vmas_graph.device_syncs import CaptureGuard
 from torchrl_bicnet.vmas_state.memory_layout import MemoryLayout
 from torchrl_bicnet.vmas_state.state_diff import SavedState
 from torchrl_bicnet.vmas_state.unwrap import scenario_file

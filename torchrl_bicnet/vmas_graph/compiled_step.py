@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
-from torchrl_bicnet.vmas_fast.captured_step import N_SETTLING, Actions, scenario_name
-from torchrl_bicnet.vmas_fast.device_syncs import TraceGuard
+from torchrl_bicnet.vmas_graph.captured_step import N_SETTLING, Actions, scenario_name
+from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
 from torchrl_bicnet.vmas_state.object_graph import SENSING
 from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
 from torchrl_bicnet.vmas_state.state_diff import SavedState
