@@ -153,6 +153,26 @@ def test_actions_never_leave_the_bounds(seed, per_agent):
     assert torch.equal(action[0], actor(td)["agents", "action"][0])  # of the environment with sigma 0
 
 
+def test_each_environment_of_a_batch_of_two_dimensions_restarts_on_its_own():
+    torch.manual_seed(0)
+    noise = ExplorationNoise(spec(4, 2), sigma=0.3, correlation=0.999)  # of standard deviation 1.2
+    restart = torch.tensor([[True, False, False], [False, False, True]]).unsqueeze(-1)  # (2, 3, 1)
+    first, second = process(noise, 2, 2, 3, 4, 2, restarts={1: restart})
+    changed = (second - first).abs().amax((-2, -1)) > 0.4  # otherwise by 0.05, one standard deviation
+    assert torch.equal(changed, restart.squeeze(-1))
+
+
+def test_the_state_dict_holds_the_annealing_alone():
+    """So that it loads for another number of agents, whose bounds are its own."""
+    noise, other = ExplorationNoise(spec(3, 2), sigma=0.5), ExplorationNoise(spec(5, 2), sigma=0.5)
+    noise.step()
+    assert {name: (value.dtype, value.item()) for name, value in noise.state_dict().items()} == {
+        "n_steps": (torch.int64, 1)
+    }
+    other.load_state_dict(noise.state_dict())
+    assert other.factor == noise.factor
+
+
 class TestAnnealing:
     def test_the_factor_falls_linearly_and_stays(self):
         noise = ExplorationNoise(spec(3, 2), sigma=1.0, end_factor=0.2, annealing_num_steps=4)
