@@ -89,3 +89,17 @@ def test_speeds_are_those_of_the_committed_results():
     assert f"medians of {results['about']['options']['repeats']} turns" in lines
     bare = {cell["scenario"]: cell["ratios"]["ours / bare loop"] for cell in results["collection"]}
     assert f"{bare['navigation']:.2f} and {bare['simple_spread']:.2f} of the frames per second" in lines
+
+
+def test_speeds_of_the_compiled_step_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "benchmarks/results/compiled/cpu.json").read_text())
+    speed = (ROOT / "docs/speed.md").read_text()
+    rows = []
+    for section, what in {"step": "step", "collection": "collect with BiCNet from"}.items():
+        for cell in results[section]:
+            rate = {name: cell["counted_per_turn"][name] / statistics.median(s) for name, s in cell["seconds"].items()}
+            ratios = [rate["ours, compiled"] / rate[name] for name in ("VmasEnv", "ours")]
+            rows.append(f"| {what} `{cell['scenario']}` | {cell['num_envs']} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    assert len(rows) == 6
+    assert "\n".join(rows) in speed
+    assert results["about"]["threads"] == 1
