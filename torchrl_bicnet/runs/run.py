@@ -25,7 +25,7 @@ from torchrl.checkpoint import CheckpointError
 from torchrl.record.loggers import get_logger
 
 from torchrl_bicnet.checks import check_integer
-from torchrl_bicnet.evaluation import Evaluation
+from torchrl_bicnet.evaluation import Evaluation, by_group
 from torchrl_bicnet.runs.checkpoints import Checkpoints
 from torchrl_bicnet.runs.files import read_options, write_atomically
 from torchrl_bicnet.runs.learning_curves import learning_curves
@@ -188,9 +188,8 @@ class Run:
 
     def log_test(self, when: str, evaluation: Evaluation) -> None:
         """Keep the team's return in each test episode, ``"before"`` or ``"after"`` the training, for :meth:`finish`."""
-        for group, returns in evaluation.returns.items():
-            name = when if len(evaluation.returns) == 1 else f"{group}/{when}"
-            self.tests[name] = returns.mean(-1).tolist()
+        teams = {group: {when: returns.mean(-1).tolist()} for group, returns in evaluation.returns.items()}
+        self.tests.update(by_group(teams))
 
     def due(self, interval: int) -> bool:
         """Whether a multiple of ``interval`` frames was reached with the last batch of them that was logged."""
