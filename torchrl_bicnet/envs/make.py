@@ -63,8 +63,8 @@ def make_vmas_env(
             zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
             its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
-            does, and keeps the scenario's assertions about tensors. The host then waits for the device. Defaults to
-            ``False``.
+            does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
+            Defaults to ``False``.
         cuda_graph (bool): captures the step in a CUDA graph and replays it: the host launches one graph instead of
             some hundred operations. The first two steps, and again two after a reset that changes more than values of
             tensors, run as usual. Not measured on a GPU yet. Defaults to ``False``.
@@ -111,7 +111,9 @@ def make_vmas_env(
             raise ValueError(f"compile=True and {name}=True exclude each other.")
     if cuda_graph and torch.device(device).type != "cuda":
         raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
-    environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
+    device = torch.device(device)
+    own_options = {"check_actions": check_actions, "rewrite_foreign": compile or device.type == "cuda"}
+    environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
     names = [agent.name for agent in environment.agents]
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):
         _check_groups(group_map, names)
@@ -140,7 +142,7 @@ def _build(
     num_envs: int,
     device: torch.device,
     seed: int | None,
-    check_actions: bool,
+    own_options: dict[str, bool],
     options: dict[str, Any],
 ) -> StreamedEnvironment:
     ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
@@ -154,7 +156,7 @@ def _build(
         draws_from_torch_alone = not draws_elsewhere and not any(map(callable, options.values()))
     elif not isinstance(scenario, BaseScenario):
         raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
-    own_options = {"check_actions": check_actions, "draws_from_torch_alone": draws_from_torch_alone}
+    own_options = {**own_options, "draws_from_torch_alone": draws_from_torch_alone}
     with warnings.catch_warnings():
         unused = "Scenario kwargs: .* passed but not used"
         warnings.filterwarnings("error", message=unused)

@@ -47,27 +47,29 @@ def every_pair() -> Iterator[None]:
         _every_pair.reset(token)
 
 
-def use_batched_world(environment: Environment, *, checks: bool = False) -> None:
+def use_batched_world(environment: Environment, *, rewrite_foreign: bool = False, checks: bool = False) -> None:
     """Give the objects of this environment, and of no other, classes whose step does not wait for the device.
 
     Args:
         environment (Environment): of VMAS.
 
     Keyword Args:
-        checks (bool): keeps the assertions of VMAS and of the scenario about tensors. Defaults to ``False``.
+        rewrite_foreign (bool): rewrites functions that are not written in VMAS's own files too. Defaults to ``False``.
+        checks (bool): keeps VMAS's assertions about tensors. Defaults to ``False``.
     """
     world = environment.world
     parts = [environment.scenario, world, *world.entities, *world.joints]
     for agent in world.agents:
         parts += [agent.action, agent.dynamics, *agent.sensors]
     for part in parts:
-        part.__class__ = _sync_free_class(type(part), checks)  # type: ignore[arg-type]
+        part.__class__ = _sync_free_class(type(part), rewrite_foreign, checks)  # type: ignore[arg-type]
 
 
 # Bounded, since VMAS makes new classes for every environment it loads.
 @functools.lru_cache(maxsize=256)
-def _sync_free_class(cls: Any, checks: bool) -> type:
-    sync_free = class_without_syncs(cls, checks=checks, **physics_functions(checks))
+def _sync_free_class(cls: Any, rewrite_foreign: bool, checks: bool) -> type:
+    functions = physics_functions(checks)
+    sync_free = class_without_syncs(cls, rewrite_foreign=rewrite_foreign, checks=checks, **functions)
     if cls not in _BATCHED:
         return sync_free
     return type(cls.__name__, (_BATCHED[cls], sync_free), {"__module__": cls.__module__})

@@ -18,6 +18,9 @@ and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by t
 the bit: the same operations run, on more elements. If at run time the mask is no boolean tensor, or the value neither a
 number nor gathered by the same mask, the old form is taken. The new functions live on a subclass made for the object at
 hand; VMAS's classes and modules stay as they are.
+
+Functions that are not written in VMAS's own files are left as they are unless asked for: what a user may write is more
+than can be tested. What they assert is never left out.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ import re
 import types
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import vmas
 from vmas.simulator import physics
 
 from torchrl_bicnet.vmas_fast.sync_free_ops import HELPERS
@@ -40,22 +45,24 @@ _OPERATORS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast
 SIDE_EFFECT_FREE = frozenset(
     ("get_distance", "is_overlapping", "vector_norm", "norm", "abs", "sum", "clamp", "exp", "sqrt", "square", "float")
 )
+_VMAS = Path(vmas.__file__).parent
 # Methods that no step calls.
-_NOT_OF_A_STEP = ("__init__", "make_world", "render", "extra_render")
+_NOT_OF_A_STEP = ("__init__", "make_world", "to", "render", "extra_render")
 
 
-def class_without_syncs(cls: type, *, checks: bool = False, **names: Any) -> type:
+def class_without_syncs(cls: type, *, rewrite_foreign: bool = True, checks: bool = False, **names: Any) -> type:
     """A subclass of ``cls`` whose functions, inherited ones too, are rewritten by :func:`without_syncs`.
 
     Args:
         cls (type): the class.
 
     Keyword Args:
-        checks (bool): keeps assertions about tensors. Defaults to ``False``.
+        rewrite_foreign (bool): rewrites functions that are not written in VMAS's own files too. Defaults to ``True``.
+        checks (bool): keeps VMAS's assertions about tensors. Defaults to ``False``.
         **names: replacements of global functions of ``vmas.simulator.physics``, by their names.
 
     Returns:
-        type: of the same name, module and documentation.
+        type: of the same name, module and documentation; ``cls`` itself where nothing is rewritten.
     """
     attributes: dict[str, Any] = {}
     for owner in reversed(cls.__mro__[:-1]):
@@ -63,10 +70,13 @@ def class_without_syncs(cls: type, *, checks: bool = False, **names: Any) -> typ
     new: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     for name, function in attributes.items():
         if isinstance(function, types.FunctionType) and name not in _NOT_OF_A_STEP:
-            other = without_syncs(function, checks=checks, **names)
+            foreign = not Path(function.__code__.co_filename).is_relative_to(_VMAS)
+            if foreign and not rewrite_foreign:
+                continue
+            other = without_syncs(function, checks=checks or foreign, **names)
             if other is not function:
                 new[name] = other
-    return type(cls.__name__, (cls,), new)
+    return type(cls.__name__, (cls,), new) if len(new) > 2 else cls
 
 
 def without_syncs(function: types.FunctionType, *, checks: bool = False, **names: Any) -> types.FunctionType:

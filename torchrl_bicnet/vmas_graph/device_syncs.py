@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,33 @@ class CaptureGuard(TorchDispatchMode):
 
 
 class TraceGuard(CaptureGuard):
-    """Notes the operations that cannot be traced: those whose result decides in Python what happens next, or draws."""
+    """Notes what cannot be traced: operations whose result decides in Python what happens next, draws, and prints."""
+
+    def __enter__(self) -> TraceGuard:
+        self._prints = contextlib.redirect_stdout(_Prints(self.problems))
+        self._prints.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._prints.__exit__(*exception)
 
     def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
         # Inductor writes one number to the rows of a mask by `where`.
         writes_a_number = name == "aten::index_put_" and args[2].numel() == 1
         counts_rows = name in _INDEXING and _has_mask(args[1]) and not writes_a_number
         return "reads a tensor on the host" if counts_rows or name in _READING else ""
+
+
+class _Prints(io.TextIOBase):
+    """Instead of the standard output: notes who writes to it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+
+    def write(self, text: str) -> int:
+        self.problems.append(f"print writes text, in {_caller()}")
+        return len(text)
 
 
 def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
