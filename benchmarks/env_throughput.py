@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 MAX_STEPS = 100  # of an episode, in the collection
 SIGMA = 0.3  # of the exploration noise, in the collection
-CAPTURED = "ours, captured"
 COMPILED = "ours, compiled"
 
 Block = Callable[[int], None]  # does so many units of work
@@ -146,7 +145,7 @@ def throughput(options: Options, scenario: str, num_envs: int, policy: str, done
     for name, env in environments(scenario, num_envs, options.device).items():
         blocks[name] = torchrl_loop(env, team.random_policy if random else team.actor, windows)
     resets = {"resets_per_step": len(windows[0]) if windows else 0}
-    ratios = [(name, other) for name in ("ours", CAPTURED) for other in ("VmasEnv", "vmas")]
+    ratios = [(name, other) for name in ("ours",) for other in ("VmasEnv", "vmas")]
     return resets | compare(blocks, num_envs, ratios, options)
 
 
@@ -195,14 +194,11 @@ def compiled(
 
 
 def environments(scenario: str, num_envs: int, device: str, **limit: int) -> dict[str, EnvBase]:
-    """TorchRL's environment, ours and, on a GPU, ours with its step captured in a CUDA graph."""
-    found = {
+    """TorchRL's environment and ours."""
+    return {
         "VmasEnv": VmasEnv(scenario, num_envs=num_envs, device=device, seed=0, **limit),
         "ours": make_vmas_env(scenario, num_envs, device=device, seed=0, **limit),
     }
-    if device.startswith("cuda"):
-        found[CAPTURED] = make_vmas_env(scenario, num_envs, device=device, seed=0, cuda_graph=True, **limit)
-    return found
 
 
 def collection(options: Options, scenario: str, num_envs: int) -> Cell:
@@ -418,7 +414,7 @@ def draw(results: dict[str, Any]) -> Figure:
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (i, scenario), (j, policy) in itertools.product(enumerate(rows), enumerate(columns)):
         axes = grid[i, j]
-        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours", CAPTURED)), fractions):
+        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours")), fractions):
             points = [
                 (cell["num_envs"], cell["per_second"][name])
                 for cell in cells

@@ -49,8 +49,6 @@ class Options:
     """seed of the parameters, the exploration, the replay samples and the environments"""
     device: str = "cpu"
     """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
-    cuda_graph: bool = False
-    """capture the step of the environments in a CUDA graph; experimental: it has not run on a GPU yet"""
     compile: bool = False
     """compile the step of the training environments; takes some 10 seconds at the start, and a C++ compiler"""
 
@@ -191,7 +189,7 @@ def train(options: Options, run: Run) -> None:
         pad=options.pad,
         **options.scenario_options,
     )
-    env = make_env(options.num_envs, seed=options.seed, cuda_graph=options.cuda_graph, compile=options.compile)
+    env = make_env(options.num_envs, seed=options.seed, compile=options.compile)
     eval_env = make_env(options.eval_episodes, seed=EVAL_SEED)
     test_env = make_env(options.test_episodes, seed=TEST_SEED)
 

@@ -11,7 +11,7 @@ from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
 from torchrl_bicnet import make_vmas_env
-from torchrl_bicnet.vmas_graph.device_syncs import CaptureGuard
+from torchrl_bicnet.vmas_graph.device_syncs import SyncGuard
 from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios])
@@ -114,7 +114,7 @@ def partly_reset(env, mask):
 
 def waits(function, *arguments):
     """The operations of a call that wait for the device."""
-    with CaptureGuard() as guard:
+    with SyncGuard() as guard:
         function(*arguments)
     return [problem for problem in guard.problems if "waits" in problem]
 

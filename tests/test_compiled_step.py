@@ -394,9 +394,8 @@ def test_without_a_compiler():
 
 
 def test_what_excludes_it_and_another_device():
-    for other in ("check_actions", "cuda_graph"):
-        with pytest.raises(ValueError, match=f"compile=True and {other}=True exclude each other"):
-            make_vmas_env("simple", B, compile=True, **{other: True})
+    with pytest.raises(ValueError, match="compile=True and check_actions=True exclude each other"):
+        make_vmas_env("simple", B, compile=True, check_actions=True)
     compiled = both()[1]
     with pytest.raises(RuntimeError, match="A compiled step stays on cpu; make another environment for meta"):
         compiled.to("meta")

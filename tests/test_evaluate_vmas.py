@@ -22,10 +22,10 @@ ALWAYS = {"evaluation.json", "learning_curve.png"}
 
 
 def test_it_leaves_a_table_a_film_pictures_and_their_numbers(finished_run, tmp_path, capsys):
-    """Of a run from before ``cuda_graph``, as all run folders of earlier versions lack options."""
+    """Of a run from before ``compile``, as all run folders of earlier versions lack options."""
     folder = shutil.copytree(finished_run.folder, tmp_path / "run")
     written = json.loads((folder / "run.json").read_text())
-    del written["options"]["cuda_graph"]
+    del written["options"]["compile"]
     (folder / "run.json").write_text(json.dumps(written))
     main(replace(QUICK, run=folder))
     out, pictures = capsys.readouterr().out, folder / "pictures"

@@ -141,10 +141,10 @@ def test_labels_are_the_options_that_differ(tmp_path):
 
 def test_runs_that_predate_an_option_are_of_one_curve_with_those_that_agree_on_it(tmp_path):
     folders = runs_of(tmp_path, [[0, 1], [0, 2]])
-    folders.append(run_folder(tmp_path / "new", {"evaluation_return": {0: 0, 600: 3}}, seed=2, cuda_graph=False))
+    folders.append(run_folder(tmp_path / "new", {"evaluation_return": {0: 0, 600: 3}}, seed=2, compile=False))
     (curve,) = learning_curves(folders)
     assert len(curve.runs) == 3
-    folders.append(run_folder(tmp_path / "other", {"evaluation_return": {0: 0, 600: 3}}, seed=3, cuda_graph=True))
+    folders.append(run_folder(tmp_path / "other", {"evaluation_return": {0: 0, 600: 3}}, seed=3, compile=True))
     assert len(learning_curves(folders)) == 3  # what the old ones did is not known
 
 

@@ -236,7 +236,7 @@ def learning(parts: Parts) -> Iterator[Row]:
 def environments(parts: Parts) -> Iterator[Row]:
     name, good, make = "make_vmas_env", {"scenario": "navigation", "num_envs": 2}, bicnet.make_vmas_env
     yield from each(name, good, scenario=["navigatoin", nn.Module], num_envs=[0, "2"], max_steps=[0, 2.5])
-    yield from each(name, good, seed=[-1, 2**32, "0"], pad=[True], cuda_graph=[True])  # equal agents, no CUDA device
+    yield from each(name, good, seed=[-1, 2**32, "0"], pad=[True])  # equal agents
     yield from each(name, good, compile=["yes"])
     yield from each(name, good, errors=BY_TORCH, device=["gpu"])
     groups = [{"team": agents} for agents in (["agent_0"], ["agent_0"] * 2, ["agent_0", "agent_9"])]

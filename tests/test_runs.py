@@ -138,7 +138,7 @@ def test_a_crash_in_the_middle_of_a_row_is_mended(tmp_path):
 class TestLoadRun:
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_the_committed_runs_load_though_they_predate_options(self, seed):
-        """Of version 0.1.0 before ``cuda_graph`` and ``resume``; the actor that was tested after the training."""
+        """Of version 0.1.0 before ``pad`` and ``resume``; the actor that was tested after the training."""
         options = json.loads((NAVIGATION / f"seed{seed}/run.json").read_text())["options"]
         assert "resume" not in options
         run = load_run(NAVIGATION / f"seed{seed}")
@@ -153,7 +153,7 @@ class TestLoadRun:
         """Options before ``pad`` and checkpoint options, versions without date and id."""
         folder = shutil.copytree(finished_run.folder, tmp_path / "run")
         options = json.loads((folder / "run.json").read_text())["options"]
-        for name in ("pad", "cuda_graph", "checkpoint_interval", "checkpoint_buffer", "resume"):
+        for name in ("pad", "compile", "checkpoint_interval", "checkpoint_buffer", "resume"):
             del options[name]
         (folder / "run.json").write_text(json.dumps({"options": options}))
         run = load_run(folder)

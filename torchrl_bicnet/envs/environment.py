@@ -73,7 +73,7 @@ class StreamedEnvironment(Environment):
             return self.step_without_draws(actions)
 
     def step_without_draws(self, actions: list[Tensor]) -> list[Any]:
-        """A step that leaves the random streams alone, whose states cannot be swapped while a graph is captured."""
+        """A step that leaves the random streams alone, whose states cannot be swapped while a graph is traced."""
         return Environment.step.__wrapped__(self, actions if self.padding is None else self.padding.actions(actions))
 
     def reset_rows(self, mask: Tensor) -> list[Any]:

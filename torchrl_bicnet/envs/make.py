@@ -33,7 +33,6 @@ def make_vmas_env(
     group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
     pad: bool = False,
     check_actions: bool = False,
-    cuda_graph: bool = False,
     compile: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
@@ -65,9 +64,6 @@ def make_vmas_env(
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
             does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
             Defaults to ``False``.
-        cuda_graph (bool): captures the step in a CUDA graph and replays it: the host launches one graph instead of
-            some hundred operations. The first two steps, and again two after a reset that changes more than values of
-            tensors, run as usual. Not measured on a GPU yet. Defaults to ``False``.
         compile (bool): traces the step once and compiles it into a few fused loops, which takes 8 to 60 seconds and
             a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
             ``False``.
@@ -77,9 +73,8 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for ``pad=True`` with nothing to pad, or ``cuda_graph=True`` without CUDA or where a step waits for
-            the device or draws random numbers, or ``compile=True`` where a step reads a tensor, draws random numbers,
-            or a reset changes more than tensors.
+        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor, draws random
+            numbers, or a reset changes more than tensors.
         RuntimeError: for ``compile=True`` without a C++ compiler.
         TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
@@ -103,14 +98,10 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    flags = {"pad": pad, "check_actions": check_actions, "cuda_graph": cuda_graph, "compile": compile}
-    for name, flag in flags.items():
+    for name, flag in (("pad", pad), ("check_actions", check_actions), ("compile", compile)):
         check_type(name, flag, bool, "a bool")
-    for name in ("check_actions", "cuda_graph"):
-        if compile and flags[name]:
-            raise ValueError(f"compile=True and {name}=True exclude each other.")
-    if cuda_graph and torch.device(device).type != "cuda":
-        raise ValueError(f"cuda_graph=True expects a CUDA device, found device={str(device)!r}.")
+    if compile and check_actions:
+        raise ValueError("compile=True and check_actions=True exclude each other.")
     device = torch.device(device)
     own_options = {"check_actions": check_actions, "rewrite_foreign": compile or device.type == "cuda"}
     environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
@@ -121,8 +112,6 @@ def make_vmas_env(
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
         environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
     base_env = VmasBatchWrapper(environment, group_map=group_map)
-    if cuda_graph:
-        base_env.capture()
     if compile:
         base_env.compile_step()
     return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))

@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS: masked resets, whole groups read and written at once, compiled or captured steps."""
+"""TorchRL's wrapper of VMAS: masked resets, whole groups read and written at once, compiled steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torchrl.data import Bounded, Composite, Stacked, StackedComposite
 from torchrl.envs import VmasWrapper
 
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.vmas_graph.captured_step import Actions, CapturedStep, capture, check_capturable
-from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep
+from torchrl_bicnet.vmas_graph.compiled_step import Actions, CompiledStep
 
 
 class VmasBatchWrapper(VmasWrapper):
@@ -25,7 +24,6 @@ class VmasBatchWrapper(VmasWrapper):
     A step reads and writes each group as a whole, where TorchRL makes a tensordict for each agent and stacks them.
     """
 
-    captured_step: CapturedStep | None = None
     compiled_step: CompiledStep | None = None
 
     @property
@@ -46,24 +44,14 @@ class VmasBatchWrapper(VmasWrapper):
         without_draws = functools.partial(self._simulate, self._env.step_without_draws)
         self.compiled_step = CompiledStep(self._env, step, without_draws, actions)
 
-    def capture(self) -> None:
-        """Step in fixed memory from now on, and on CUDA by replaying a graph."""
-        actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
-        check_capturable(self._env, functools.partial(self._simulate, self._env.step), actions)
-        step = functools.partial(self._simulate, self._env.step_without_draws)
-        record = functools.partial(capture, self.device) if self.device.type == "cuda" else None
-        self.captured_step = CapturedStep(self._env, step, record)
-
     def to(self, device: torch.device | str) -> VmasBatchWrapper:
-        if (self.captured_step or self.compiled_step) and torch.device(device) != self.device:
-            kind = "captured" if self.compiled_step is None else "compiled"
-            raise RuntimeError(f"A {kind} step stays on {self.device}; make another environment for {device}.")
+        if self.compiled_step is not None and torch.device(device) != self.device:
+            raise RuntimeError(f"A compiled step stays on {self.device}; make another environment for {device}.")
         return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = {group: tensordict.get((group, "action")) for group in self._members}
-        step = self.compiled_step or self.captured_step
-        return self._simulate(self._env.step, actions) if step is None else step(actions)
+        return self._simulate(self._env.step, actions) if self.compiled_step is None else self.compiled_step(actions)
 
     def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: Actions) -> TensorDictBase:
         by_agent: list[Any] = [None] * len(self.agent_names)

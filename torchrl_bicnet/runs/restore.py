@@ -31,7 +31,7 @@ _TRAINING_OPTIONS = frozenset(
         "num_envs",
         "seed",
         "device",
-        "cuda_graph",
+        "cuda_graph",  # of earlier versions
         "compile",
         "total_frames",
         "frames_per_batch",

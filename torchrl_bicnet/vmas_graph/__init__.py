@@ -1,1 +1,1 @@
-"""The step of a VMAS environment as one graph: compiled by Inductor, or captured on CUDA."""
+"""The step of a VMAS environment as one graph, compiled by Inductor."""

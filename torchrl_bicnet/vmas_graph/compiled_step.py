@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,17 +18,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
-from torchrl_bicnet.vmas_graph.captured_step import N_SETTLING, Actions, scenario_name
 from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
+from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
 from torchrl_bicnet.vmas_state.object_graph import SENSING
 from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
 from torchrl_bicnet.vmas_state.state_diff import SavedState
 from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, overlaps
+from torchrl_bicnet.vmas_state.unwrap import scenario_name
 
+# Steps after which an environment holds its tensors in the same way at the end of each.
+N_SETTLING = 3
 # Compiled functions that are kept for one environment: one for each set of numbers that its objects hold.
 N_FUNCTIONS = 8
 # Sets of numbers that resets may choose from.
 N_KINDS = 3
+Actions = dict[str, Tensor]
 
 
 @dataclass
@@ -38,14 +41,13 @@ class CompiledFunction:
 
     signature: Any
     problem: str = ""
-    call: Callable[..., list[Tensor]] | None = None
+    call: Function | None = None
     n_new: int = 0  # of its results: tensors of the state, before those of the outputs
     # Place to the index, among the tensors of all places and then the new ones, of what it holds after the step.
     updates: tuple[tuple[int, int], ...] = ()
     outputs: Any = None  # the structure of the outputs
     written: frozenset[int] = frozenset()  # places whose tensors the step writes to in place
     shared: tuple[tuple[int, int], ...] = ()  # pairs of places, with one of those, that hold the same memory
-    copied: tuple[int, ...] = ()  # the results that share memory with others
 
 
 class CompiledStep:
@@ -103,8 +105,6 @@ class CompiledStep:
                 return self._step_uncompiled(function, dict(zip(self.shapes, given)))
             self._n_uncompiled = 0
             results = function.call(*self._tensors, *given)
-            for index in function.copied:
-                results[index] = results[index].clone()
             tensors = self._tensors + results[: function.n_new]
             for place, index in function.updates:
                 container, key = self._places[place]
@@ -269,28 +269,8 @@ class Tracing:
         except Exception as error:
             function.problem = f"it cannot be traced: {error!r}"
             return function
-        _compile(function, graph, inputs, scenario_name(self.environment))
+        function.call = compile_graph(graph, inputs, scenario_name(self.environment))
         return function
-
-
-def _compile(function: CompiledFunction, graph: torch.fx.GraphModule, inputs: list[Tensor], name: str) -> None:
-    # Shapes are compared by whoever calls it: what Dynamo would ask of a hundred tensors takes as long as the step. It
-    # joins inputs that are one tensor, of which there are none here, but perhaps when it compiles again after a reset.
-    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [g.guard_type == "DUPLICATE_INPUT" for g in guards]}
-    if inputs[0].device.type == "cpu":
-        options["cpp_wrapper"] = True  # without one line of Python for each of the hundred buffers
-    function.call = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of its own code
-            results = function.call(*inputs)
-    except Exception as error:
-        if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):
-            raise RuntimeError("compile=True needs a C++ compiler, such as g++, and none was found.") from error
-        raise RuntimeError(f"The step of {name} was not compiled.") from error
-    # Inductor may give one piece of memory back twice, or what it was given.
-    pairs = overlaps([*inputs, *results])
-    function.copied = tuple(sorted({j - len(inputs) for _, j in pairs}))
 
 
 @contextlib.contextmanager

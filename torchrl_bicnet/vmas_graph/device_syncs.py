@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # Operations that read a tensor on the host or count the rows of a mask.
 _READING = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
@@ -20,19 +18,16 @@ _WAITING = _READING | {"aten::lift_fresh", "aten::scalar_tensor"}
 _INDEXING = frozenset({"aten::index.Tensor", "aten::index_put_"})
 
 
-class CaptureGuard(TorchDispatchMode):
-    """Notes the operations that cannot be captured in a CUDA graph, with their lines, and the tensors they are given.
+class SyncGuard(TorchDispatchMode):
+    """Notes the operations that wait for the device or draw random numbers, with their lines.
 
     Attributes:
-        problems (list of str): the operations that wait for the device or draw random numbers, in their order.
-        given (list of Tensor): one tensor for each piece of memory that was there before.
+        problems (list of str): in their order.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[str] = []
-        self.given: list[Tensor] = []
-        self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
@@ -40,24 +35,13 @@ class CaptureGuard(TorchDispatchMode):
             self.problems.append(f"{name} {problem}, in {_caller()}")
         elif torch.Tag.nondeterministic_seeded in function.tags:
             self.problems.append(f"{name} draws random numbers, in {_caller()}")
-        self.given += self._unknown((args, kwargs))
-        outputs = function(*args, **(kwargs or {}))
-        self._unknown(outputs)
-        return outputs
+        return function(*args, **(kwargs or {}))
 
     def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
         return "waits for the device" if _waits(name, args, kwargs) else ""
 
-    def _unknown(self, data: Any) -> list[Tensor]:
-        found = []
-        for tensor in tree_leaves(data):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._known:
-                self._known.add(tensor.untyped_storage()._cdata)
-                found.append(tensor)
-        return found
 
-
-class TraceGuard(CaptureGuard):
+class TraceGuard(SyncGuard):
     """Notes what cannot be traced: operations whose result decides in Python what happens next, draws, and prints."""
 
     def __enter__(self) -> TraceGuard:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-from torchrl_bicnet.vmas_state.memory_layout import comparable
-from torchrl_bicnet.vmas_state.object_graph import Node, is_under, stream_paths, traverse
+from torchrl_bicnet.vmas_state.object_graph import (
+    SCALARS,
+    Node,
+    ObjectGraph,
+    is_under,
+    name_of,
+    stream_paths,
+    traverse,
+)
 
 # Of the environment; says how it is reset, which no step depends on.
 _NOT_OF_STEPS = "shared_state"
@@ -19,7 +28,7 @@ class TensorPlaces:
     """Each place where an object of an environment holds a tensor, in a fixed order.
 
     Two environments of equal ``signature`` differ in the values of tensors alone, and in which of their places hold one
-    and the same tensor: that, unlike in a :class:`MemoryLayout`, is left open.
+    and the same tensor.
 
     Attributes:
         tensors (list of Tensor): one for each place.
@@ -51,7 +60,7 @@ class TensorPlaces:
                 if isinstance(value, Tensor) and (isinstance(container, (list, deque)) or key in container):
                     self.places.append((container, key))
                     self.paths.append(path)
-                self.signature[path] = comparable([key, value], graph, self._note)
+                self.signature[path] = _comparable([key, value], graph, self._note)
             if len(self.places) != len(self.tensors):
                 raise TypeError(f"{node.path} holds a tensor in a tuple, a set, a slot or a closure")
 
@@ -74,6 +83,23 @@ class TensorPlaces:
 def _container(node: Node) -> Any:
     """What holds the contents of an object so that items can be replaced one by one."""
     return node.obj if isinstance(node.obj, (dict, list, deque)) else getattr(node.obj, "__dict__", {})
+
+
+def _comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any]) -> Any:
+    """A description to compare by ``==``, equal for equal contents at the same path."""
+    if type(value) in SCALARS:
+        return value if value == value else "nan"
+    if isinstance(value, Tensor):
+        return Tensor, describe(value)
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if id(value) in graph.nodes:
+        return graph.nodes[id(value)].path
+    if id(value) in graph.opaque:
+        return name_of(value)
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    items = [_comparable(item, graph, describe) for item in parts]
+    return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items
 
 
 def overlaps(tensors: list[Tensor]) -> list[tuple[int, int]]:

@@ -28,3 +28,9 @@ def find_vmas(env: Any) -> Environment | None:
 def scenario_file(environment: Environment) -> str:
     """The stem of the file that the scenario is written in: VMAS loads its scenarios as modules without a name."""
     return Path(type(environment.scenario).make_world.__code__.co_filename).stem
+
+
+def scenario_name(environment: Environment) -> str:
+    """The class of the scenario; for those that VMAS loads, which are all called Scenario, the file."""
+    name = type(environment.scenario).__qualname__
+    return scenario_file(environment) if name == "Scenario" else name
