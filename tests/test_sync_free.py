@@ -30,6 +30,19 @@ class Plain:
         x[mask] /= self.coefficient
         return x
 
+    def parts(self, x, y, mask):
+        first = mask[:, 0]
+        x[first, 0] = y[first, 1]
+        x[first, :2] *= y[first, 1:] - x[first, 1:]
+        x[~first] /= y[~first, 0, None]
+        x[first & mask[:, 1], 2] = torch.clamp(y[first & mask[:, 1], 0], -self.coefficient - OUTSIDE, 0.5)
+        x[first, 1:2] -= 1
+        x[(first,)] += y[(first,)]
+        x[first][:, 0] = 3  # to a copy
+        x[1:][:, 0] = 4
+        x[mask, ...] = 5.0
+        return x
+
     def rows(self, x, y, mask):
         x[mask[:, 0]] = torch.tensor([1.0, 2.0, 3.0])
         x[:, 1][mask[:, 1]] = y[:, 0][mask[:, 1]]
@@ -152,10 +165,18 @@ class Asking:
                 penalty = a + 1
                 if a == 0:
                     penalty = 10
-                x[mask] -= penalty
+                if mask is x:
+                    factor = 3
+                else:
+                    factor = 2
+                    x[1] = 4
+                x[mask] -= penalty * factor
                 x[0] = 5
         assert (x < 100).all(), "too large"
         return x
+
+    def only_asserts(self, x):
+        assert (x < 100).all(), "too large"
 
 
 def test_questions_about_contacts_and_assertions():
@@ -170,6 +191,7 @@ def test_questions_about_contacts_and_assertions():
         assert torch.equal(found, expected)
     large = (Asking(), World({(0, 1): False, (1, 1): False}), torch.full((3,), 100.0), mask)
     without_syncs(Asking.penalise)(*large)
+    without_syncs(Asking.only_asserts)(Asking(), torch.full((3,), 100.0))
     with pytest.raises(AssertionError, match="too large"):
         without_syncs(Asking.penalise, checks=True)(*large)
 
