@@ -37,7 +37,7 @@ class StreamedEnvironment(Environment):
 
     With ``check_actions`` every step asks whether actions are numbers within their bounds, as in VMAS. Where no step
     draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped. Functions that
-    are not VMAS's own run as their author wrote them unless ``rewrite_foreign`` is set.
+    are not VMAS's own run as their author wrote them unless ``never_wait`` is set.
     """
 
     padding: Padding | None = None
@@ -53,7 +53,7 @@ class StreamedEnvironment(Environment):
         seed: int | None,
         check_actions: bool,
         draws_from_torch_alone: bool,
-        rewrite_foreign: bool,
+        never_wait: bool,
         **options: Any,
     ) -> None:
         self.options = dict(options)
@@ -62,7 +62,7 @@ class StreamedEnvironment(Environment):
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
         self.check_actions = check_actions
         self.draws_from_torch_alone = draws_from_torch_alone
-        use_batched_world(self, rewrite_foreign=rewrite_foreign, checks=check_actions)
+        use_batched_world(self, never_wait=never_wait, checks=check_actions)
 
     def pad(self, group_map: dict[str, list[str]]) -> None:
         """Pad observations and actions to equal sizes within each group of agents from now on."""

@@ -73,8 +73,8 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor, draws random
-            numbers, or a reset changes more than tensors.
+        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor on the host
+            or prints, or a reset changes more than tensors.
         RuntimeError: for ``compile=True`` without a C++ compiler.
         TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
@@ -103,7 +103,7 @@ def make_vmas_env(
     if compile and check_actions:
         raise ValueError("compile=True and check_actions=True exclude each other.")
     device = torch.device(device)
-    own_options = {"check_actions": check_actions, "rewrite_foreign": compile or device.type == "cuda"}
+    own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
     environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
     names = [agent.name for agent in environment.agents]
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):

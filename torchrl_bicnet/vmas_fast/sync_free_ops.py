@@ -56,8 +56,9 @@ def _write_where(mask: Tensor, x: Tensor, op: str | None, new: Any) -> None:
     elif not isinstance(new, Tensor):
         x.masked_fill_(mask, new)
         return
-    # Without op, `new` may look at the memory of x.
-    if op is not None and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
+    # Without op, `new` may look at the memory of x. Dynamo takes no `out=` with gaps.
+    plain = new.dtype == x.dtype and x.is_contiguous() and not x.requires_grad and not new.requires_grad
+    if op is not None and plain:
         torch.where(mask, new, x, out=x)
     else:
         x.copy_(torch.where(mask, new, x))
