@@ -161,7 +161,7 @@ def test_compiled_it_works():
 @pytest.mark.parametrize(
     ("scenario", "problem"),
     [
-        (Curriculum, r"randn draws random numbers, in test_users_scenario.py:\d+"),
+        (Curriculum, r"tolist reads a tensor on the host, in test_users_scenario.py:\d+"),
         (Asserting, r"_local_scalar_dense reads a tensor on the host, in test_users_scenario.py:\d+"),
         (Printing, r"print writes text, in test_users_scenario.py:\d+"),
         (PrintingNumbers, r"_local_scalar_dense reads a tensor on the host, in test_users_scenario.py:\d+"),

@@ -7,6 +7,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
 from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
+from torchrl_bicnet.vmas_graph.draws import Draw, GivenDraws
 from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
 from torchrl_bicnet.vmas_state.object_graph import SENSING
 from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
@@ -48,6 +50,7 @@ class CompiledFunction:
     outputs: Any = None  # the structure of the outputs
     written: frozenset[int] = frozenset()  # places whose tensors the step writes to in place
     shared: tuple[tuple[int, int], ...] = ()  # pairs of places, with one of those, that hold the same memory
+    draws: tuple[Draw, ...] = ()  # the random numbers that it is given
 
 
 class CompiledStep:
@@ -70,8 +73,8 @@ class CompiledStep:
         actions (dict): of each group, any, for their shapes.
 
     Raises:
-        ValueError: for a scenario whose step reads a tensor, draws random numbers or changes numbers of Python, or
-            whose resets do.
+        ValueError: for a scenario whose step reads a tensor, draws random numbers that depend on tensors or changes
+            numbers of Python, or whose resets do.
         RuntimeError: if it cannot be compiled here, as without a C++ compiler.
     """
 
@@ -104,12 +107,18 @@ class CompiledStep:
             if function.call is None:
                 return self._step_uncompiled(function, dict(zip(self.shapes, given)))
             self._n_uncompiled = 0
-            results = function.call(*self._tensors, *given)
+            results = function.call(*self._tensors, *given, *self._draw(function.draws))
             tensors = self._tensors + results[: function.n_new]
             for place, index in function.updates:
                 container, key = self._places[place]
                 self._tensors[place] = container[key] = tensors[index]
             return tree_unflatten(results[function.n_new :], function.outputs)
+
+    def _draw(self, draws: tuple[Draw, ...]) -> list[Tensor]:
+        if not draws:
+            return []
+        with self.environment.random_stream.of_torch():
+            return [draw() for draw in draws]
 
     def _as_traced(self, group: str, action: Tensor) -> Tensor:
         if action.shape != self.shapes[group]:
@@ -215,6 +224,7 @@ class Tracing:
         after = TensorPlaces(self.environment)
         self.written = frozenset(i for i, t in enumerate(self.tensors) if t._version != versions[i])
         self.shared = _written(overlaps(self.places.tensors), self.written)
+        self.draws = tuple(guard.draws)
         saved.restore()
         return guard.problems[0] if guard.problems else self._change(after)
 
@@ -236,11 +246,10 @@ class Tracing:
         return ""
 
     def _trace(self, actions: Actions) -> CompiledFunction:
-        function = CompiledFunction(self.signature, written=self.written, shared=self.shared)
-        inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors] + [
-            actions[g].clone() for g in self.groups
-        ]
-        n = len(self.tensors)
+        function = CompiledFunction(self.signature, written=self.written, shared=self.shared, draws=self.draws)
+        inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors]
+        inputs += [*(actions[g].clone() for g in self.groups), *(draw() for draw in self.draws)]
+        n, n_given = len(self.tensors), len(self.tensors) + len(self.groups)
 
         def traced(*inputs: Tensor) -> list[Tensor]:
             before = list(inputs[:n])
@@ -251,7 +260,8 @@ class Tracing:
             self.places.install(installed)
             if isinstance(self.environment.world, BatchedWorld):
                 self.environment.world.assume_weightless(self.signature[1])
-            leaves, function.outputs = tree_flatten(self.step(dict(zip(self.groups, inputs[n:]))))
+            with GivenDraws(inputs[n_given:]):
+                leaves, function.outputs = tree_flatten(self.step(dict(zip(self.groups, inputs[n:n_given]))))
             index = {_memory(tensor): i for i, tensor in enumerate(before)}
             new: list[Tensor] = []
             updates = []
@@ -279,7 +289,7 @@ def _traceless(environment: Environment) -> Iterator[None]:
     saved = SavedState(environment)
     vars(environment.world).pop(SENSING, None)
     try:
-        with torch.no_grad(), every_pair():
+        with deepcopy(environment.random_stream), torch.no_grad(), every_pair():
             yield
     finally:
         vars(environment.world).pop(SENSING, None)

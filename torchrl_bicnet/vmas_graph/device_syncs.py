@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchrl_bicnet.vmas_graph.draws import Draw, draw_in_advance, draws
 
 # Operations that read a tensor on the host or count the rows of a mask.
 _READING = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
@@ -28,36 +34,72 @@ class SyncGuard(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[str] = []
+        self._watches = contextlib.ExitStack()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.name()
-        if problem := self._problem(name, args, kwargs or {}):
-            self.problems.append(f"{name} {problem}, in {_caller()}")
-        elif torch.Tag.nondeterministic_seeded in function.tags:
-            self.problems.append(f"{name} draws random numbers, in {_caller()}")
-        return function(*args, **(kwargs or {}))
-
-    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
-        return "waits for the device" if _waits(name, args, kwargs) else ""
-
-
-class TraceGuard(SyncGuard):
-    """Notes what cannot be traced: operations whose result decides in Python what happens next, draws, and prints."""
-
-    def __enter__(self) -> TraceGuard:
-        self._prints = contextlib.redirect_stdout(_Prints(self.problems))
-        self._prints.__enter__()
+    def __enter__(self) -> Any:
+        self._watches.enter_context(_Conversions(self.problems))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        self._prints.__exit__(*exception)
+        self._watches.__exit__(*exception)
 
-    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if problem := self._problem(function, args, kwargs or {}):
+            self.problems.append(f"{function.name()} {problem}, in {_caller()}")
+        return function(*args, **(kwargs or {}))
+
+    def _problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
+        if draws(function):
+            return "draws random numbers"
+        return "waits for the device" if _waits(function.name(), args, kwargs) else ""
+
+
+class TraceGuard(SyncGuard):
+    """Notes what cannot be traced: operations whose result decides in Python what happens next, some draws, and prints.
+
+    Attributes:
+        draws (list of callable): repeat the draws that can be made in advance, in their order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[Draw] = []
+
+    def __enter__(self) -> TraceGuard:
+        self._streams = _host_streams()
+        self._watches.enter_context(contextlib.redirect_stdout(_Prints(self.problems)))
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if _host_streams() != self._streams:
+            self.problems.append("it draws random numbers from NumPy or Python")
+
+    def _problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
+        if draws(function):
+            draw = draw_in_advance(function, args, kwargs)
+            if draw is None:
+                return "draws random numbers that depend on tensors"
+            self.draws.append(draw)
+        name = function.name()
         # Inductor writes one number to the rows of a mask by `where`.
         writes_a_number = name == "aten::index_put_" and args[2].numel() == 1
         counts_rows = name in _INDEXING and _has_mask(args[1]) and not writes_a_number
         return "reads a tensor on the host" if counts_rows or name in _READING else ""
+
+
+class _Conversions(TorchFunctionMode):
+    """Notes who reads a tensor on the host without an operation."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__()
+        self.problems = problems
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            self.problems.append(f"{function.__name__} reads a tensor on the host, in {_caller()}")
+        return function(*args, **(kwargs or {}))
 
 
 class _Prints(io.TextIOBase):
@@ -69,6 +111,11 @@ class _Prints(io.TextIOBase):
     def write(self, text: str) -> int:
         self.problems.append(f"print writes text, in {_caller()}")
         return len(text)
+
+
+def _host_streams() -> tuple[Any, ...]:
+    kind, keys, *others = np.random.get_state(legacy=True)
+    return random.getstate(), kind, tuple(keys), *others
 
 
 def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
