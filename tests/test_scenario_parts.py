@@ -26,6 +26,6 @@ def test_players_of_football_act_as_in_vmas_given_the_same_random_numbers(monkey
             had_ball += environment.scenario.red_controller.agent_possession.values()
         outputs.append(steps)
     assert_close(*outputs, tolerance=1e-5)
-    shares = torch.stack(had_ball).float().mean(1)  # in no environment, and in some
-    assert shares.min() == 0
-    assert shares.max() > 0
+    had_ball = torch.stack(had_ball)
+    assert had_ball[:, 0].any()  # others look at another environment then
+    assert not had_ball.any(1).all()
