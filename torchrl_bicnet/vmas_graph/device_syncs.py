@@ -10,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operations that read a tensor on the host or count the rows of a mask.
-_READING = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
-# These, and those that copy a number to the device.
-_WAITING = _READING | {"aten::lift_fresh", "aten::scalar_tensor"}
+_READING = frozenset(
+    {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
+)
+# These, and what copies numbers to the device; a single one (`aten::scalar_tensor`) is filled in there.
+_WAITING = _READING | {"aten::lift_fresh"}
 _INDEXING = frozenset({"aten::index.Tensor", "aten::index_put_"})
 
 
