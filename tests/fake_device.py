@@ -4,8 +4,8 @@ Under :class:`FakeCuda` a tensor made on, or moved to, ``"cuda"`` is a :class:`C
 lie on different devices raises where CUDA would, every operation has its value, and :class:`DeviceSyncs` names those
 that the host has to wait for. torch's own ``FakeTensorMode`` has no values and dies in the autograd engine.
 
-What CUDA allows and waits for was read in torch's sources, not seen on a GPU. Not here: pinned memory, ``set_`` of a
-storage (so no ``snapshot``), hooks of gradients, double backward, ``torch.autograd.grad``.
+What CUDA allows and waits for was read in torch's sources; TestGPU in tests/test_fake_device.py asks a GPU. Not here:
+pinned memory, ``set_`` of a storage (so no ``snapshot``), hooks of gradients, double backward, ``torch.autograd.grad``.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
@@ -68,6 +69,8 @@ class FakeCuda(TorchDispatchMode):
         self.random_state = torch.Generator().get_state()
 
     def __enter__(self):
+        if torch.cuda.is_available():
+            pytest.skip("A GPU is here: the tests marked gpu run on it.")
         with contextlib.ExitStack() as stack:
             stack.enter_context(_device_guard())
             stack.enter_context(_rnn_kernels())

@@ -1,6 +1,7 @@
 """Everything on a CUDA device that is not there: no tensor on the wrong device, no unknown waits, the CPU's values."""
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -28,7 +29,7 @@ from torchrl_bicnet import (
 )
 from torchrl_bicnet.net import CommunicationName
 
-pytestmark = [*IGNORED_WARNINGS, pytest.mark.skipif(torch.cuda.is_available(), reason="the tests marked gpu run here")]
+pytestmark = IGNORED_WARNINGS
 KINDS = (READS, COUNTS, COPIES)
 NUM_ENVS = 3
 
@@ -37,6 +38,58 @@ NUM_ENVS = 3
 def cuda():
     with FakeCuda():
         yield
+
+
+# Operations of tensors on the device, x and mask, and a mask on the CPU: those that raise, and what others wait for.
+MIXED = [
+    lambda x, mask, on_cpu: x + torch.ones(3),
+    lambda x, mask, on_cpu: torch.ones(3) * x[0],  # a number on the device is no number on the CPU
+    lambda x, mask, on_cpu: torch.ones(()).add_(x[0]),
+    lambda x, mask, on_cpu: torch.cat([x, torch.ones(3)]),
+    lambda x, mask, on_cpu: torch.where(on_cpu, x, 0.0),
+    lambda x, mask, on_cpu: x.masked_fill_(on_cpu, 0.0),
+    lambda x, mask, on_cpu: torch.ones(3)[mask],
+    lambda x, mask, on_cpu: x.index_select(0, torch.tensor([0])),
+    lambda x, mask, on_cpu: x.index_put_((mask,), torch.ones(3)),
+    lambda x, mask, on_cpu: x.clamp(max=torch.tensor(1.0)),
+    lambda x, mask, on_cpu: torch.nn.Linear(3, 1)(x),
+    lambda x, mask, on_cpu: torch.nn.GRU(3, 1, device="cuda")(x[None], torch.zeros(1, 1)),
+]
+OPERATIONS = [
+    (lambda x, mask, on_cpu: x + torch.ones(()), []),
+    (lambda x, mask, on_cpu: torch.where(mask, x, 0.5), []),
+    (lambda x, mask, on_cpu: x.masked_fill_(mask, torch.ones(())), []),
+    (lambda x, mask, on_cpu: x.index_put_((mask,), torch.ones(())), []),
+    (lambda x, mask, on_cpu: torch.tensor(1.0) if torch.tensor(True) else None, []),  # all of it on the CPU
+    (lambda x, mask, on_cpu: x.to("cuda"), []),
+    (lambda x, mask, on_cpu: x[0].item(), [READS]),
+    (lambda x, mask, on_cpu: bool(mask.all()), [READS]),
+    (lambda x, mask, on_cpu: x.tolist(), [READS]),
+    (lambda x, mask, on_cpu: x.cpu(), [READS]),
+    (lambda x, mask, on_cpu: torch.tensor([x[0], 1.0]), [READS]),
+    (lambda x, mask, on_cpu: torch.zeros(3).copy_(x), [READS]),
+    (lambda x, mask, on_cpu: torch.equal(x, x), [READS]),
+    (lambda x, mask, on_cpu: x[mask], [COUNTS]),
+    (lambda x, mask, on_cpu: x.masked_select(mask), [COUNTS]),
+    (lambda x, mask, on_cpu: mask.nonzero(), [COUNTS]),
+    (lambda x, mask, on_cpu: x.unique(), [COUNTS]),
+    (lambda x, mask, on_cpu: x.index_put_((mask,), x[0]), [COUNTS]),
+    (lambda x, mask, on_cpu: x[torch.tensor([0])], [COPIES]),
+    (lambda x, mask, on_cpu: x.index_put_((on_cpu,), torch.ones(())), [COPIES]),
+    (lambda x, mask, on_cpu: x.copy_(torch.zeros(3)), [COPIES]),
+    (lambda x, mask, on_cpu: torch.tensor(0.5, device="cuda"), [COPIES]),
+    (lambda x, mask, on_cpu: torch.as_tensor([0.5], device="cuda"), [COPIES]),
+]
+# These wait too, but torch's debug mode does not say so.
+UNTOLD = [
+    (lambda x, mask, on_cpu: torch.cuda.synchronize(), [READS]),
+    (lambda x, mask, on_cpu: TensorDict({"x": torch.zeros(3)}, device="cuda"), [COPIES]),
+]
+
+
+def operands():
+    x = torch.zeros(3, device="cuda")
+    return x, x == 0, torch.ones(3, dtype=torch.bool)
 
 
 class TestFakeCuda:
@@ -52,63 +105,16 @@ class TestFakeCuda:
         assert type(x.cpu()) is torch.Tensor
         assert x.view(2, 1).untyped_storage()._cdata == x.untyped_storage()._cdata
 
-    @pytest.mark.parametrize(
-        "mixed",
-        [
-            lambda x, mask: x + torch.ones(3),
-            lambda x, mask: torch.ones(3) * x[0],  # a number on the device is no number on the CPU
-            lambda x, mask: torch.ones(()).add_(x[0]),
-            lambda x, mask: torch.cat([x, torch.ones(3)]),
-            lambda x, mask: torch.where(mask.cpu(), x, 0.0),
-            lambda x, mask: x.masked_fill_(mask.cpu(), 0.0),
-            lambda x, mask: torch.ones(3)[mask],
-            lambda x, mask: x.index_select(0, torch.tensor([0])),
-            lambda x, mask: x.index_put_((mask,), torch.ones(3)),
-            lambda x, mask: x.clamp(max=torch.tensor(1.0)),
-            lambda x, mask: torch.nn.Linear(3, 1)(x),
-            lambda x, mask: torch.nn.GRU(3, 1, device="cuda")(x[None], torch.zeros(1, 1)),
-        ],
-    )
+    @pytest.mark.parametrize("mixed", MIXED)
     def test_two_devices_in_one_operation(self, cuda, mixed):
-        x = torch.zeros(3, device="cuda")
         with pytest.raises(RuntimeError, match="same device"):
-            mixed(x, x == 0)
+            mixed(*operands())
 
-    @pytest.mark.parametrize(
-        ("operation", "waits"),
-        [
-            (lambda x, mask: x + torch.ones(()), []),
-            (lambda x, mask: torch.where(mask, x, 0.5), []),
-            (lambda x, mask: x.masked_fill_(mask, torch.ones(())), []),
-            (lambda x, mask: x.index_put_((mask,), torch.ones(())), []),
-            (lambda x, mask: torch.tensor(1.0) if torch.tensor(True) else None, []),  # all of it on the CPU
-            (lambda x, mask: x.to("cuda"), []),
-            (lambda x, mask: x[0].item(), [READS]),
-            (lambda x, mask: bool(mask.all()), [READS]),
-            (lambda x, mask: x.tolist(), [READS]),
-            (lambda x, mask: x.cpu(), [READS]),
-            (lambda x, mask: torch.tensor([x[0], 1.0]), [READS]),
-            (lambda x, mask: torch.zeros(3).copy_(x), [READS]),
-            (lambda x, mask: torch.equal(x, x), [READS]),
-            (lambda x, mask: torch.cuda.synchronize(), [READS]),
-            (lambda x, mask: x[mask], [COUNTS]),
-            (lambda x, mask: x.masked_select(mask), [COUNTS]),
-            (lambda x, mask: mask.nonzero(), [COUNTS]),
-            (lambda x, mask: x.unique(), [COUNTS]),
-            (lambda x, mask: x.index_put_((mask,), x[0]), [COUNTS]),
-            (lambda x, mask: x[torch.tensor([0])], [COPIES]),
-            (lambda x, mask: x.index_put_((mask.value,), torch.ones(())), [COPIES]),
-            (lambda x, mask: x.copy_(torch.zeros(3)), [COPIES]),
-            (lambda x, mask: torch.tensor(0.5, device="cuda"), [COPIES]),
-            (lambda x, mask: torch.as_tensor([0.5], device="cuda"), [COPIES]),
-            (lambda x, mask: TensorDict({"x": torch.zeros(3)}, device="cuda"), [COPIES]),
-        ],
-    )
+    @pytest.mark.parametrize(("operation", "waits"), [*OPERATIONS, *UNTOLD])
     def test_what_waits(self, cuda, operation, waits):
-        x = torch.zeros(3, device="cuda")
-        mask = x == 0
+        given = operands()
         with DeviceSyncs() as syncs:
-            operation(x, mask)
+            operation(*given)
         assert kinds(syncs.waits) == waits
         assert all(wait.split(", in ")[1].startswith(Path(__file__).name) for wait in syncs.waits)
 
@@ -144,6 +150,29 @@ class TestFakeCuda:
         x = torch.ones((), requires_grad=True)
         (2 * x).backward()
         assert x.grad == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestGPU:
+    """A GPU does what FakeCuda does."""
+
+    @pytest.mark.parametrize("mixed", MIXED)
+    def test_two_devices_in_one_operation(self, mixed):
+        with pytest.raises(RuntimeError, match=r"same device|expected device"):
+            mixed(*operands())
+
+    @pytest.mark.parametrize(("operation", "waits"), OPERATIONS)
+    def test_what_waits(self, operation, waits):
+        given = operands()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                operation(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert any("synchroniz" in str(warning.message) for warning in told) == bool(waits)
 
 
 def kinds(waits):
@@ -221,11 +250,11 @@ def play(scenario, device):
     td = env.rand_action(outputs[-1])
     with DeviceSyncs() as of_step:
         outputs.append(env.step(td)["next"])
-    mask = torch.arange(NUM_ENVS, device=device) == 1
-    outputs.append(partly_reset(env, mask))  # finds out how this scenario resets
-    mask = torch.arange(NUM_ENVS, device=device) != 1
+    mask = (torch.arange(NUM_ENVS, device=device) == 1).unsqueeze(-1)
+    outputs.append(env.reset(outputs[-1].copy().set("_reset", mask)))  # finds out how this scenario resets
+    td = outputs[-1].copy().set("_reset", ~mask)
     with DeviceSyncs() as of_reset:
-        outputs.append(partly_reset(env, mask))
+        outputs.append(env.reset(td))
     outputs.append(env.rand_step(outputs[-1])["next"])
     return outputs, of_step.waits, [] if simulator(env).shared_state else of_reset.waits
 
