@@ -401,5 +401,5 @@ def test_what_excludes_it_and_another_device():
         compiled.to("meta")
     td = compiled.reset()
     td["agents", "action"] = torch.zeros(B, 1, 1)
-    with pytest.raises(ValueError, match=r"Expected actions of agents of shape .*8, 1, 2.*found .*8, 1, 1"):
+    with pytest.raises(ValueError, match=r"Expected .*agents.*action.* of shape .*8, 1, 2.*found .*8, 1, 1"):
         compiled.base_env._step(td)

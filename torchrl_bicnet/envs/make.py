@@ -19,7 +19,6 @@ from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.envs.episode import EpisodeTransform
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 
 
@@ -109,10 +108,10 @@ def make_vmas_env(
     if pad:
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
         environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
-    base_env = VmasBatchWrapper(environment, group_map=group_map)
+    base_env = VmasBatchWrapper(environment, group_map, max_steps=max_steps)
     if compile:
         base_env.compile_step()
-    return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
+    return TransformedEnv(base_env)
 
 
 def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:

@@ -83,12 +83,12 @@ class BatchedWorld(World):
 
     def step(self) -> None:
         entities = self.entities
-        self.entity_index_map = {entity: i for i, entity in enumerate(entities)}
+        self._fill("entity_index_map", zip(entities, itertools.count()))
         joints, pairs = self._joints_and_pairs(entities)
         zeros = [torch.zeros(self.batch_dim, size, device=self.device) for size in (self.dim_p, 1)]
         for substep in range(self._substeps):
-            self.forces_dict = dict.fromkeys(entities, zeros[0])
-            self.torques_dict = dict.fromkeys(entities, zeros[1])
+            self._fill("forces_dict", dict.fromkeys(entities, zeros[0]))
+            self._fill("torques_dict", dict.fromkeys(entities, zeros[1]))
             for entity in entities:
                 if isinstance(entity, Agent):
                     self._apply_action_force(entity)
@@ -107,6 +107,12 @@ class BatchedWorld(World):
         if self._dim_c > 0:
             for agent in self._agents:
                 self._update_comm_state(agent)
+
+    def _fill(self, name: str, items: Any) -> None:
+        """Keep the dictionary, so that the objects of a world are the same after a step."""
+        kept = self.__dict__.setdefault(name, {})
+        kept.clear()
+        kept.update(items)
 
     def weightless(self) -> bool:
         """Whether there is no gravity, which decides what a step does."""

@@ -1,0 +1,97 @@
+"""The state that values were computed from, found by watching the operations that compute them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Operations that take a shape and no values, and those after which a whole tensor holds what it was given.
+_SHAPE_ALONE = ("_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
+_OVERWRITING = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "random_"})
+# Methods that give values to Python or NumPy without an operation.
+_EXPORTING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+
+
+class Origins(TorchDispatchMode):
+    """Follows values from the tensors of a state through all operations of the block.
+
+    Tensors that share memory are told apart no further: what is computed from one counts as computed from all.
+
+    Args:
+        tensors (list of Tensor): of the state.
+
+    Attributes:
+        read (set of int): positions of the tensors whose values decided in Python what was done.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self._kept: list[Any] = []  # so that no memory is taken for another
+        self._of: dict[int, set[int]] = {}
+        for i, tensor in enumerate(tensors):
+            self._of.setdefault(self._memory(tensor), set()).add(i)
+        self.read: set[int] = set()
+
+    def __enter__(self) -> Origins:
+        self._exports = _Exports(self)
+        self._exports.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._exports.__exit__(*exception)
+
+    def of(self, tensor: Tensor) -> set[int]:
+        """The positions of the tensors that a tensor was computed from."""
+        return self._of.get(tensor.untyped_storage()._cdata, set())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.name().removeprefix("aten::").split(".")[0]
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        origins: set[int] = set()
+        if not name.endswith(_SHAPE_ALONE):
+            origins = origins.union(*map(self.of, given))
+        outputs = function(*args, **kwargs)
+        results = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
+        known = {x.untyped_storage()._cdata for x in given}
+        for result in results:
+            if result.untyped_storage()._cdata not in known:
+                self._of[self._memory(result)] = origins
+        # An index whose result has a shape that depends on values is a mask.
+        masks = name != "index" or any(x.dtype == torch.bool for x in given[1:])
+        if not results or (torch.Tag.dynamic_output_shape in function.tags and masks):
+            self.read |= origins
+        for argument, value in zip(function._schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for written in (x for x in tree_leaves(value) if isinstance(x, Tensor)):
+                    self._write(name, written, given, origins)
+        return outputs
+
+    def _write(self, name: str, written: Tensor, given: list[Tensor], origins: set[int]) -> None:
+        memory = self._memory(written)
+        if name in _OVERWRITING and written.numel() * written.itemsize == written.untyped_storage().nbytes():
+            self._of[memory] = set().union(*(self.of(x) for x in given if x is not written))
+        else:
+            self._of[memory] = self._of.get(memory, set()) | origins
+
+    def _memory(self, tensor: Tensor) -> int:
+        memory = tensor.untyped_storage()
+        self._kept.append(memory)
+        return memory._cdata
+
+
+class _Exports(TorchFunctionMode):
+    def __init__(self, origins: Origins) -> None:
+        super().__init__()
+        self.origins = origins
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _EXPORTING:
+            self.origins.read |= self.origins.of(args[0])
+        return function(*args, **(kwargs or {}))
