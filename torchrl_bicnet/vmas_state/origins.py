@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # Operations that take a shape and no values, and those after which a whole tensor holds what it was given.
 _SHAPE_ALONE = ("_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
@@ -51,26 +52,24 @@ class Origins(TorchDispatchMode):
         return self._of.get(tensor.untyped_storage()._cdata, set())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = function.name().removeprefix("aten::").split(".")[0]
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        traits = _traits(function)
+        given = _tensors((*args, *kwargs.values()) if kwargs else args)
         origins: set[int] = set()
-        if not name.endswith(_SHAPE_ALONE):
+        if not traits.shape_alone:
             origins = origins.union(*map(self.of, given))
-        outputs = function(*args, **kwargs)
-        results = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
+        outputs = function(*args, **(kwargs or {}))
+        results = _tensors((outputs,))
         known = {x.untyped_storage()._cdata for x in given}
         for result in results:
             if result.untyped_storage()._cdata not in known:
                 self._of[self._memory(result)] = origins
         # An index whose result has a shape that depends on values is a mask.
-        masks = name != "index" or any(x.dtype == torch.bool for x in given[1:])
-        if not results or (torch.Tag.dynamic_output_shape in function.tags and masks):
+        masks = traits.name != "index" or any(x.dtype == torch.bool for x in given[1:])
+        if origins and (not results or (traits.dynamic and masks)):
             self.read |= origins
-        for argument, value in zip(function._schema.arguments, args):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for written in (x for x in tree_leaves(value) if isinstance(x, Tensor)):
-                    self._write(name, written, given, origins)
+        for position in traits.written:
+            for written in _tensors(args[position : position + 1]):
+                self._write(traits.name, written, given, origins)
         return outputs
 
     def _write(self, name: str, written: Tensor, given: list[Tensor], origins: set[int]) -> None:
@@ -84,6 +83,34 @@ class Origins(TorchDispatchMode):
         memory = tensor.untyped_storage()
         self._kept.append(memory)
         return memory._cdata
+
+
+@dataclass(frozen=True)
+class _Traits:
+    name: str
+    shape_alone: bool
+    dynamic: bool
+    written: tuple[int, ...]  # positions of the arguments that it writes to
+
+
+@functools.cache
+def _traits(function: Any) -> _Traits:
+    name = function.name().removeprefix("aten::").split(".")[0]
+    arguments = enumerate(function._schema.arguments)
+    written = tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
+    dynamic = torch.Tag.dynamic_output_shape in function.tags
+    return _Traits(name, name.endswith(_SHAPE_ALONE), dynamic, written)
+
+
+def _tensors(data: Any) -> list[Tensor]:
+    """Those in lists and tuples."""
+    found = []
+    for item in data:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found += _tensors(item)
+    return found
 
 
 class _Exports(TorchFunctionMode):

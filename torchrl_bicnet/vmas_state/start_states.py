@@ -125,18 +125,18 @@ def draw(environment: Environment, observe: Observe) -> StartStates:
     """Start states of all environments from the environment's random stream; the environment itself stays as it is."""
     saved, before = SavedState(environment), _Look(environment)
     try:
-        with torch.no_grad(), Origins(before.places.tensors) as sources:
+        with torch.no_grad(), Origins(before.tensors) as sources:
             environment.reset(return_observations=False)
         start = _Look(environment, copy=False)
-        with torch.no_grad(), Origins(start.places.tensors) as seen:
+        with torch.no_grad(), Origins(start.tensors) as seen:
             observed = observe()
         after = _Look(environment, copy=False)
         if difference := before.difference(after) or before.difference(start, tensors=False):
             raise SharedStateError(difference)
         by_reset, changed = before.changed_rows(start), before.changed_rows(after)
-        _check_views(before.places, after.places, changed)
-        read = sources.read.union(*(sources.of(start.places.tensors[i]) for i in by_reset))
-        read |= seen.read.union(*(seen.of(after.places.tensors[i]) for i in changed)) - by_reset
+        _check_views(before, after, changed)
+        read = sources.read.union(*(sources.of(start.tensors[i]) for i in by_reset))
+        read |= seen.read.union(*(seen.of(after.tensors[i]) for i in changed)) - by_reset
 
         def note(tensor: Tensor) -> Tensor | None:
             nonlocal read
@@ -147,7 +147,7 @@ def draw(environment: Environment, observe: Observe) -> StartStates:
             return tensor.clone()
 
         copies: dict[Any, Tensor] = {}
-        tensors = [after.places.tensors[i] for i in sorted(changed)]
+        tensors = [after.tensors[i] for i in sorted(changed)]
         for tensor in tensors:
             copies.setdefault(memory_of(tensor), tensor.detach().clone())
         paths = before.places.paths
@@ -177,9 +177,10 @@ class _Look:
 
     def __init__(self, environment: Environment, *, copy: bool = True) -> None:
         self.num_envs = environment.num_envs
-        self.places = TensorPlaces(environment)
-        self.values = [tensor.detach().clone() for tensor in self.places.tensors] if copy else []
-        self.versions = [None if tensor.is_inference() else tensor._version for tensor in self.places.tensors]
+        self.places = TensorPlaces.of(environment)
+        self.tensors = [*self.places.tensors]
+        self.values = [tensor.detach().clone() for tensor in self.tensors] if copy else []
+        self.versions = [None if tensor.is_inference() else tensor._version for tensor in self.tensors]
 
     def difference(
         self,
@@ -205,8 +206,8 @@ class _Look:
             return f"{path} changes"
         if not tensors:
             return ""
-        unchanged, device = [], self.places.tensors[0].device
-        for i, (path, x, y) in enumerate(zip(self.places.paths, self.values, after.places.tensors)):
+        unchanged, device = [], self.tensors[0].device
+        for i, (path, x, y) in enumerate(zip(self.places.paths, self.values, after.tensors)):
             if not self._is_changed(i, after):
                 continue
             if not self._is_rows(i, after):
@@ -222,11 +223,11 @@ class _Look:
         return {i for i in range(len(self.values)) if self._is_changed(i, after) and self._is_rows(i, after)}
 
     def _is_changed(self, i: int, after: _Look) -> bool:
-        same = self.places.tensors[i] is after.places.tensors[i] and self.versions[i] == after.versions[i]
-        return not same or (self.versions[i] is None and not torch.equal(self.values[i], after.places.tensors[i]))
+        same = self.tensors[i] is after.tensors[i] and self.versions[i] == after.versions[i]
+        return not same or (self.versions[i] is None and not torch.equal(self.values[i], after.tensors[i]))
 
     def _is_rows(self, i: int, after: _Look) -> bool:
-        x, y = self.places.tensors[i], after.places.tensors[i]
+        x, y = self.tensors[i], after.tensors[i]
         return y.ndim > 0 and y.shape[0] == self.num_envs and not (x is y and y.stride(0) == 0)
 
 
@@ -265,14 +266,15 @@ def _find_shared_state(environment: Environment) -> str:
         first.restore()
 
 
-def _check_views(before: TensorPlaces, after: TensorPlaces, changed: set[int]) -> None:
+def _check_views(before: _Look, after: _Look, changed: set[int]) -> None:
     """Refuse a place that holds a part of what another holds: what is written to one would be missed by the other.
 
     A reset after which they are apart shows that nothing depends on it.
     """
     for i, j in overlaps(after.tensors):
-        if {i, j} <= changed and all(_are_parts(p.tensors[i], p.tensors[j]) for p in (before, after)):
-            raise SharedStateError(f"{before.paths[i]} and {before.paths[j]} are parts of one tensor")
+        if {i, j} <= changed and all(_are_parts(look.tensors[i], look.tensors[j]) for look in (before, after)):
+            paths = before.places.paths
+            raise SharedStateError(f"{paths[i]} and {paths[j]} are parts of one tensor")
 
 
 def _are_parts(x: Tensor, y: Tensor) -> bool:

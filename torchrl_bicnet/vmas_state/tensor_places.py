@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,7 @@ class TensorPlaces:
             if len(self.places) != len(self.tensors):
                 raise TypeError(f"{node.path} holds a tensor in a tuple, a set, a slot or a closure")
             self._nodes.append((node, places))
+        self._note_others()
 
     @classmethod
     def of(cls, environment: Environment) -> TensorPlaces:
@@ -118,7 +120,22 @@ class TensorPlaces:
                 if key not in places or not isinstance(value, Tensor) or not _alike(value, old):
                     return False
                 before[key] = value
+        self._note_others()
         return True
+
+    def others_hold(self) -> bool:
+        """Whether scenario and world themselves hold the numbers and objects beside tensors that they held."""
+        return all(
+            len(attributes) == size and all(map(operator.is_, map(attributes.get, names), values))
+            for attributes, size, names, values in self._others
+        )
+
+    def _note_others(self) -> None:
+        self._others = []
+        for node, places in self._nodes:
+            if node.path in ("scenario", "world"):
+                others = {name: value for name, value in node.contents.items() if name not in places}
+                self._others.append((vars(node.obj), len(vars(node.obj)), tuple(others), tuple(others.values())))
 
     def put(self, place: int, tensor: Tensor) -> None:
         """Make a place hold a tensor of the shape of the one that it holds."""
