@@ -370,10 +370,11 @@ def test_scenarios_of_users_that_are_refused(scenario, problem):
 def test_a_scenario_of_a_user_with_a_curriculum():
     outputs = []
     for options in ({}, {"compile": True}):
-        env = make_vmas_env(Curriculum(), B, seed=0, **options)
+        scenario = Curriculum()
+        env = make_vmas_env(scenario, B, seed=0, **options)
         td, found = env.reset(), []
         for speed in (1.0, 2.0, 1.0):
-            simulator(env).scenario.speed = speed
+            scenario.speed = speed  # by the object that the user keeps
             td, more = play(env, td, 5, seed=3)
             found += more
         outputs.append(found)

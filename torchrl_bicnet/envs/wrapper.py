@@ -127,7 +127,8 @@ class VmasBatchWrapper(VmasWrapper):
         added: dict[str, Any] = self._ends(observed["done"], truncated)
         added |= {"step_count": step_count, "is_init": torch.zeros_like(truncated)}
         for group, members in self._members.items():
-            reward = self._stack([rewards[i] for i in members])  # (num_envs, N, 1)
+            # diff_drive makes its rewards on the CPU.
+            reward = self._stack([rewards[i] for i in members]).to(self.device)  # (num_envs, N, 1)
             added[group] |= {"reward": reward, "episode_reward": inputs[group, "episode_reward"] + reward}
         return observed, added
 

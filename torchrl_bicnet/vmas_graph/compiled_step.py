@@ -139,7 +139,7 @@ class CompiledStep:
     def _is_current(self) -> bool:
         """Whether each place holds its tensor: what is written to one is heard, but that of gravity decides more."""
         found = [container[key] for container, key in self._places.places]
-        same = all(map(operator.is_, found, self._places.tensors))
+        same = all(map(operator.is_, found, self._places.tensors)) and self._places.others_hold()
         return same and self.environment.world._gravity._version == self._gravity_version
 
     def _enter(self, inputs: Inputs) -> None:

@@ -48,7 +48,7 @@ class StartStates:
         """Whether none of these rows was handed out yet, and a reset would still compute the same."""
         if self.used is None or self.digest != places.digest or bool((self.used & mask).any()):
             return False
-        return all(places.holds(path, value) for path, value in self.read.items())
+        return places.hold(self.read)
 
     def hand_out(self, places: TensorPlaces, mask: Tensor, observed: Any) -> Any:
         """Put the rows that a mask picks into their places; what is observed, given what it was before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +57,7 @@ class TensorPlaces:
         self._arrays = [
             (array, array.tobytes()) for path, array in graph.arrays.values() if not is_under(path, left_out)
         ]
-        self._held: dict[str, tuple[Tensor, int, Tensor]] = {}
+        self._held: dict[str, tuple[Tensor, int | None, Tensor]] = {}
         for node in graph.nodes.values():
             if is_under(node.path, left_out):
                 continue
@@ -78,6 +79,7 @@ class TensorPlaces:
             if len(self.places) != len(self.tensors):
                 raise TypeError(f"{node.path} holds a tensor in a tuple, a set, a slot or a closure")
             self._nodes.append((node, places))
+        self._note_others()
 
     @classmethod
     def of(cls, environment: Environment) -> TensorPlaces:
@@ -118,7 +120,22 @@ class TensorPlaces:
                 if key not in places or not isinstance(value, Tensor) or not _alike(value, old):
                     return False
                 before[key] = value
+        self._note_others()
         return True
+
+    def others_hold(self) -> bool:
+        """Whether scenario and world themselves hold the numbers and objects beside tensors that they held."""
+        return all(
+            len(attributes) == size and all(map(operator.is_, map(attributes.get, names), values))
+            for attributes, size, names, values in self._others
+        )
+
+    def _note_others(self) -> None:
+        self._others = []
+        for node, places in self._nodes:
+            if node.path in ("scenario", "world"):
+                others = {name: value for name, value in node.contents.items() if name not in places}
+                self._others.append((vars(node.obj), len(vars(node.obj)), tuple(others), tuple(others.values())))
 
     def put(self, place: int, tensor: Tensor) -> None:
         """Make a place hold a tensor of the shape of the one that it holds."""
@@ -130,17 +147,23 @@ class TensorPlaces:
         for place, tensor in enumerate(tensors):
             self.put(place, tensor)
 
-    def holds(self, path: str, value: Tensor) -> bool:
-        """Whether a place holds equal values; remembered, so that a device is asked again only after a change."""
-        tensor = self.tensors[self.index[path]]
-        if tensor.is_inference():
-            return torch.equal(tensor, value)
-        known = self._held.get(path)
-        if known is None or known[0] is not tensor or known[1] != tensor._version or known[2] is not value:
-            if not torch.equal(tensor, value):
-                return False
-            self._held[path] = tensor, tensor._version, value
-        return True
+    def hold(self, values: dict[str, Tensor]) -> bool:
+        """Whether places, by path, hold equal values; remembered, so that a device is asked only after a change."""
+        unknown = {}
+        for path, value in values.items():
+            tensor = self.tensors[self.index[path]]
+            version = None if tensor.is_inference() else tensor._version
+            known = self._held.get(path, (None, None, None))
+            if version is None or known[0] is not tensor or known[1] != version or known[2] is not value:
+                unknown[path] = tensor, version, value
+        if not unknown:
+            return True
+        device = self.tensors[0].device
+        equal = [(tensor == value).all().to(device) for tensor, _, value in unknown.values()]
+        held = bool(torch.stack(equal).all())
+        if held:
+            self._held.update(unknown)
+        return held
 
     def difference(self, other: TensorPlaces) -> str:
         """The path of the first difference but for the values of tensors; empty if there is none."""
