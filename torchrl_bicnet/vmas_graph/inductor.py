@@ -7,16 +7,18 @@ import traceback
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._inductor import standalone_compile
 from torch.fx import GraphModule
 
 from torchrl_bicnet.vmas_graph.pieces import Function, compile_in_pieces
+from torchrl_bicnet.vmas_graph.replay import ReplayedFunction, capture
 from torchrl_bicnet.vmas_state.tensor_places import overlaps
 
 
 def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str) -> Function:
-    """The graph as a compiled function, whose results share no memory with each other or with what it is given.
+    """The graph as a compiled function, on CUDA as one CUDA graph; its results share no memory with anything.
 
     Args:
         graph (GraphModule): from ``make_fx``, of tensors to a list of tensors.
@@ -33,14 +35,17 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str) -> Functi
             warnings.simplefilter("ignore")  # torch's, of its own code
             compiled = compile_in_pieces(graph, inputs, functools.partial(_compile_piece, options))
             results = compiled(*inputs)
+        # Inductor may give one piece of memory back twice, or what it was given.
+        shared = sorted({later - len(inputs) for _, later in overlaps([*inputs, *results])})
+        function = functools.partial(_call, compiled, shared) if shared else compiled
+        if inputs[0].device.type != "cuda":
+            return function
+        with torch.cuda.device(inputs[0].device):
+            return ReplayedFunction(function, inputs, capture)
     except Exception as error:
         if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):
             raise RuntimeError("compile=True needs a C++ compiler, such as g++, and none was found.") from error
         raise RuntimeError(f"The step of {name} was not compiled.") from error
-    # Inductor may give one piece of memory back twice, or what it was given.
-    pairs = overlaps([*inputs, *results])
-    shared = sorted({j - len(inputs) for _, j in pairs})
-    return functools.partial(_call, compiled, shared) if shared else compiled
 
 
 def _compile_piece(options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]) -> Function:
