@@ -6,6 +6,7 @@ in one process; rates are medians over the turns, ratios those of the medians.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -38,30 +40,36 @@ ROOT = Path(__file__).resolve().parent.parent
 
 MAX_STEPS = 100  # of an episode, in the collection
 SIGMA = 0.3  # of the exploration noise, in the collection
+FRACTION = 0.05  # of the environments, in a partial reset
 COMPILED = "ours, compiled"
 
 Block = Callable[[int], None]  # does so many units of work
+Policy = Callable[[TensorDictBase], TensorDictBase]
 Cell = dict[str, Any]
 
 
 @dataclass
 class Options:
     scenarios: tuple[str, ...] = ("navigation", "simple_spread")
-    """VMAS scenarios of the throughput, each with one group of agents"""
+    """VMAS scenarios of the throughput, each with one group of agents, as all others"""
     num_envs: tuple[int, ...] = (32, 128, 512, 2048, 8192, 32768)
     """environments simulated in one batch"""
     policies: tuple[Literal["random", "bicnet"], ...] = ("random", "bicnet")
     """who acts: uniformly random actions, or an untrained BiCNet"""
     done_fractions: tuple[float, ...] = (0.0, 0.05, 0.2)
     """part of the environments that is reset after each step, at least one of them unless 0"""
-    reset_envs: tuple[int, ...] = (1024, 4096)
-    """environments of the question what resetting 5% of them costs, on navigation"""
-    step_envs: tuple[int, ...] = (64, 256, 1024)
-    """environments of the question what a step costs, on navigation and balance"""
-    collection_envs: tuple[int, ...] = (1024,)
+    reset_scenarios: tuple[str, ...] = ("navigation", "balance", "simple_spread", "football")
+    """VMAS scenarios of the questions what resets of 5% cost, and one and two resets a step among 32 environments"""
+    reset_envs: tuple[int, ...] = (1024,)
+    """environments of the question what resetting 5% of them costs"""
+    step_scenarios: tuple[str, ...] = ("navigation", "balance", "dispersion", "simple_spread", "transport", "wheel")
+    """VMAS scenarios of the question what a step costs"""
+    step_envs: tuple[int, ...] = (64, 1024)
+    """environments of the question what a step costs"""
+    collection_envs: tuple[int, ...] = (64, 1024)
     """environments of the question what collection costs, on navigation and simple_spread"""
     collection_steps: int = 100
-    """steps of a timed block of collection, a multiple of 10; an episode has 100"""
+    """steps of a timed block of collection, a multiple of 10; an episode has 100, and they end spread over the steps"""
     repeats: int = 5
     """turns of each contender"""
     budget: float = 3.0
@@ -70,8 +78,8 @@ class Options:
     """steps of a turn at most"""
     device: str = "cpu"
     """where everything lives: cpu, cuda, cuda:1, ..."""
-    compiled: bool = False
-    """measure the compiled step too, in the questions what a step and what collection cost"""
+    compiled: bool = True
+    """measure ours with its step compiled too"""
     output: Path = ROOT / "benchmarks" / "results" / "throughput"
     """folder for DEVICE.json and DEVICE.png"""
     quick: bool = False
@@ -84,12 +92,15 @@ QUICK = {
     "scenarios": ("navigation",),
     "num_envs": (32, 256),
     "done_fractions": (0.0, 0.05),
+    "reset_scenarios": ("navigation",),
     "reset_envs": (256,),
+    "step_scenarios": ("navigation",),
     "step_envs": (64,),
     "collection_envs": (64,),
     "collection_steps": 10,
     "repeats": 3,
     "budget": 0.3,
+    "compiled": False,
 }
 
 
@@ -102,22 +113,26 @@ def main(options: Options) -> None:
         options = replace(options, **QUICK)
     file = options.output / f"{torch.device(options.device).type}.json"
     options.output.mkdir(parents=True, exist_ok=True)
-    results = {"about": about(options), "throughput": [], "partial_reset": [], "step": [], "collection": []}
-    cells = list(plan(options))
-    bar = tqdm(cells, unit="cell", dynamic_ncols=True)
+    sections = ("throughput", "partial_reset", "few_resets", "step", "collection")
+    chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "plot")}
+    about = {"options": chosen, **provenance()}
+    results = {"about": about, **{section: [] for section in sections}}
+    bar = tqdm(list(plan(options)), unit="cell", dynamic_ncols=True)
     for section, function, settings in bar:
         bar.set_postfix_str(" ".join([section, *map(str, settings.values())]))
         torch.manual_seed(0)
         results[section].append({**settings, **function(options, **settings)})
         file.write_text(json.dumps(results, indent=2) + "\n")  # after each cell: a stopped benchmark keeps the others
-    for section in ("partial_reset", "step", "collection"):
-        for cell in results[section]:
-            ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in cell["ratios"].items())
-            print(f"{section}, {cell['scenario']}, {cell['num_envs']} environments: {ratios}")
-    for section, cells in ((name, cells) for name, cells in results.items() if name != "about"):
-        for cell in cells:
-            for name, why in cell["left_out"].items():
-                print(f"left out: {section}, {cell['scenario']}, {cell['num_envs']} environments, {name}: {why}")
+    for section, cell in ((name, cell) for name in sections for cell in results[name]):
+        question = f"{section}, {cell['scenario']}, {cell['num_envs']} environments"
+        if section != "throughput":
+            print(f"{question}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in cell["ratios"].items()))
+        if "steps_until_it_pays" in cell:
+            pays = cell["steps_until_it_pays"]
+            after = "never pays" if pays is None else f"has paid after {pays:.0f} steps"
+            print(f"{question}: compiled in {cell['seconds_to_compile']:.1f} s, which {after}")
+        for name, why in cell["left_out"].items():
+            print(f"left out: {question}, {name}: {why}")
     if results["throughput"]:
         draw(results).savefig(file.with_suffix(".png"), dpi=120)
     print(f"The raw repeats are in {file}")
@@ -125,13 +140,15 @@ def main(options: Options) -> None:
 
 def plan(options: Options) -> Iterator[tuple[str, Callable[..., Cell], dict[str, Any]]]:
     """The cells to measure: their section of the results, the function that does it and its settings."""
-    for scenario, num_envs in itertools.product(("navigation",), options.reset_envs):
-        yield "partial_reset", partial_reset, {"scenario": scenario, "num_envs": num_envs, "fraction": 0.05}
-    for scenario, num_envs in itertools.product(("navigation", "balance"), options.step_envs):
+    for scenario, num_envs in itertools.product(options.reset_scenarios, options.reset_envs):
+        yield "partial_reset", partial_reset, {"scenario": scenario, "num_envs": num_envs}
+    names = ("scenario", "num_envs", "policy", "done_fraction")
+    for scenario, resets in itertools.product(options.reset_scenarios, (1, 2)):
+        yield "few_resets", throughput, dict(zip(names, (scenario, 32, "random", resets / 32)))
+    for scenario, num_envs in itertools.product(options.step_scenarios, options.step_envs):
         yield "step", step, {"scenario": scenario, "num_envs": num_envs}
     for scenario, num_envs in itertools.product(("navigation", "simple_spread"), options.collection_envs):
         yield "collection", collection, {"scenario": scenario, "num_envs": num_envs}
-    names = ("scenario", "num_envs", "policy", "done_fraction")
     for values in itertools.product(options.scenarios, options.num_envs, options.policies, options.done_fractions):
         yield "throughput", throughput, dict(zip(names, values))
 
@@ -142,26 +159,23 @@ def throughput(options: Options, scenario: str, num_envs: int, policy: str, done
     random = policy == "random"
     windows = staggered(num_envs, done_fraction)
     blocks = {"vmas": vmas_loop(scenario, num_envs, options.device, team.random if random else team.act, windows)}
-    for name, env in environments(scenario, num_envs, options.device).items():
+    envs, compilation = environments(options, scenario, num_envs)
+    for name, env in envs.items():
         blocks[name] = torchrl_loop(env, team.random_policy if random else team.actor, windows)
     resets = {"resets_per_step": len(windows[0]) if windows else 0}
-    ratios = [(name, other) for name in ("ours",) for other in ("VmasEnv", "vmas")]
-    return resets | compare(blocks, num_envs, ratios, options)
+    ratios = [(name, other) for name in ("ours", COMPILED) for other in ("VmasEnv", "vmas")] + [(COMPILED, "ours")]
+    return resets | finish(compare(blocks, num_envs, ratios, options), num_envs, compilation)
 
 
-def partial_reset(options: Options, scenario: str, num_envs: int, fraction: float) -> Cell:
-    """Resets per second of some of the environments, and of all of them."""
-    windows = staggered(num_envs, fraction)
-    ours = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
-    whole = make_vmas_env(scenario, num_envs, device=options.device, seed=0)
-    stock = VmasEnv(scenario, num_envs=num_envs, device=options.device, seed=0)
-
-    def full(units: int) -> None:
-        for _ in range(units):
-            whole.reset()
-
-    blocks = {"VmasEnv": reset_loop(stock, windows), "ours": reset_loop(ours, windows), "ours, full": full}
-    return compare(blocks, 1, (("ours", "VmasEnv"), ("ours", "ours, full")), options)
+def partial_reset(options: Options, scenario: str, num_envs: int) -> Cell:
+    """Partial resets and steps per second, in rounds in which each environment is reset once."""
+    windows, policy = staggered(num_envs, FRACTION), Team(scenario, options.device).random_policy
+    envs, compilation = environments(options, scenario, num_envs)
+    loops = {name: torchrl_loop(env, policy, []) for name, env in envs.items()}
+    loops |= {f"{name}, reset": torchrl_loop(env, None, windows) for name, env in envs.items()}
+    blocks = {name: lambda units, loop=loop: loop(units * len(windows)) for name, loop in loops.items()}
+    ratios = [(f"{name}, reset", other) for name in ("ours", COMPILED) for other in ("VmasEnv, reset", name)]
+    return finish(compare(blocks, len(windows), ratios, options), 1, compilation)
 
 
 def step(options: Options, scenario: str, num_envs: int) -> Cell:
@@ -170,87 +184,88 @@ def step(options: Options, scenario: str, num_envs: int) -> Cell:
     `make_vmas_env` adds a step counter, returns and per-agent dones to what `VmasEnv` does; without them it is in
     "ours, without transforms".
     """
-    team = Team(scenario, options.device)
-    contenders = environments(scenario, num_envs, options.device)
-    contenders["ours, without transforms"] = make_vmas_env(scenario, num_envs, device=options.device, seed=0).base_env
-    seconds = compiled(options, contenders, scenario, num_envs)
-    if options.compiled:
-        again = make_vmas_env(scenario, num_envs, device=options.device, seed=0, compile=True)
-        contenders[f"{COMPILED}, without transforms"] = again.base_env
-    blocks = {name: torchrl_loop(env, team.random_policy, []) for name, env in contenders.items()}
+    policy = Team(scenario, options.device).random_policy
+    envs, compilation = environments(options, scenario, num_envs)
+    envs |= {f"{name}, without transforms": env.base_env for name, env in envs.items() if name != "VmasEnv"}
+    blocks = {name: torchrl_loop(env, policy, []) for name, env in envs.items()}
     ratios = [(name, "VmasEnv") for name in blocks if name != "VmasEnv"] + [(COMPILED, "ours")]
-    return seconds | compare(blocks, num_envs, ratios, options)
+    return finish(compare(blocks, num_envs, ratios, options), num_envs, compilation)
 
 
-def compiled(
-    options: Options, contenders: dict[str, EnvBase], scenario: str, num_envs: int, **limit: int
-) -> dict[str, float]:
-    """Add ours with its step compiled, if it is asked for; the seconds that this took."""
+def environments(options: Options, scenario: str, num_envs: int, max_steps: int | None = None) -> tuple[Any, Cell]:
+    """TorchRL's environment, ours, and ours compiled; the seconds that compiling took, or why it is left out."""
+    settings = {"num_envs": num_envs, "device": options.device, "seed": 0, "max_steps": max_steps}
+    envs = {"VmasEnv": VmasEnv(scenario, **settings), "ours": make_vmas_env(scenario, **settings)}
     if not options.compiled:
-        return {}
+        return envs, {}
+    env, compilation = compiled(scenario, **settings)
+    return ({**envs, COMPILED: env} if env else envs), compilation
+
+
+@functools.cache
+def compiled(scenario: str, **settings: Any) -> tuple[EnvBase | None, Cell]:
+    """Shared by the cells of one scenario and size. With a time limit it may come from Inductor's cache."""
     start = time.perf_counter()
-    contenders[COMPILED] = make_vmas_env(scenario, num_envs, device=options.device, seed=0, compile=True, **limit)
-    return {"seconds_to_compile": time.perf_counter() - start}
+    try:
+        env = make_vmas_env(scenario, compile=True, **settings)
+    except ValueError as error:
+        return None, {"left_out": {COMPILED: str(error)}}
+    return env, {"seconds_to_compile": time.perf_counter() - start}
 
 
-def environments(scenario: str, num_envs: int, device: str, **limit: int) -> dict[str, EnvBase]:
-    """TorchRL's environment and ours."""
-    return {
-        "VmasEnv": VmasEnv(scenario, num_envs=num_envs, device=device, seed=0, **limit),
-        "ours": make_vmas_env(scenario, num_envs, device=device, seed=0, **limit),
-    }
+def finish(cell: Cell, per_step: int, compilation: Cell) -> Cell:
+    """The cell with what compiling cost, and the steps after which it was worth that; or why it is left out."""
+    cell = compilation | cell | {"left_out": cell["left_out"] | compilation.get("left_out", {})}
+    if {"ours", COMPILED} <= cell["per_second"].keys():
+        saved = per_step / cell["per_second"]["ours"] - per_step / cell["per_second"][COMPILED]  # seconds of a step
+        cell["steps_until_it_pays"] = cell["seconds_to_compile"] / saved if saved > 0 else None
+    return cell
 
 
 def collection(options: Options, scenario: str, num_envs: int) -> Cell:
-    """Frames per second of collection with BiCNet and noise, in blocks of `collection_steps`.
+    """Frames per second of collection with BiCNet and noise, in blocks of `collection_steps`; episodes end at any time.
 
-    "bare loop": raw VMAS, the net, noise; no buffer, no resets. "VmasEnv": TorchRL's Collector over it, with the
-    options of `examples/train_vmas.py`, no buffer. "ours": the same over `make_vmas_env`, its transitions put into a
-    replay buffer.
+    "bare loop": raw VMAS, the net, noise; no buffer, no resets. "net alone": its forward on one observation. "VmasEnv":
+    TorchRL's Collector over it, with the options of `examples/train_vmas.py`, no buffer. "ours": the same over
+    `make_vmas_env`, its transitions put into a replay buffer.
     """
     team = Team(scenario, options.device)
-
-    def noisy(observation: Tensor) -> Tensor:
-        action = team.act(observation)
-        return (action + SIGMA * torch.randn_like(action)).clamp(team.low, team.high)
-
-    contenders = environments(scenario, num_envs, options.device, max_steps=MAX_STEPS)
-    seconds = compiled(options, contenders, scenario, num_envs, max_steps=MAX_STEPS)
-    collectors = {name: collect(env, team, options.device) for name, env in contenders.items()}
-    critic = BiCNetCritic.from_env(contenders["ours"])
-    keys = make_ddpg_loss(team.actor, critic).in_keys
-    bare = vmas_loop(scenario, num_envs, options.device, noisy, [])
-
-    def collector_loop(batches: Iterator[TensorDictBase], keep: bool) -> Block:
-        storage = LazyTensorStorage(max(120_000, 10 * num_envs), device=options.device)
-        buffer = TensorDictReplayBuffer(storage=storage, batch_size=256)
-
-        def block(steps: int) -> None:
-            for batch in itertools.islice(batches, steps // 10):
-                if keep:
-                    buffer.extend(batch.reshape(-1).select(*keys, strict=False))
-
-        return block
-
-    blocks = {"bare loop": bare}
+    envs, compilation = environments(options, scenario, num_envs, MAX_STEPS)
+    keys = make_ddpg_loss(team.actor, BiCNetCritic.from_env(envs["ours"])).in_keys
+    observation = envs["ours"].reset()[team.group, "observation"]
+    blocks = {
+        "bare loop": vmas_loop(scenario, num_envs, options.device, team.noisy, []),
+        "net alone": lambda steps: [team.net(observation) for _ in range(steps)],
+    }
+    collectors = {name: collect(env, team, options.device) for name, env in envs.items()}
     for name, collector in collectors.items():
-        blocks[name] = collector_loop(iter(collector), keep=name != "VmasEnv")
-    ratios = [(name, "bare loop") for name in collectors] + [("ours", "VmasEnv")]
-    ratios += [(COMPILED, "VmasEnv"), (COMPILED, "ours")]
-    cell = seconds | compare(blocks, num_envs, ratios, options, steps=options.collection_steps)
+        storage = LazyTensorStorage(max(120_000, 10 * num_envs), device=options.device)
+        buffer = None if name == "VmasEnv" else TensorDictReplayBuffer(storage=storage, batch_size=256)
+        blocks[name] = collector_loop(iter(collector), buffer, keys)
+    ratios = [(name, other) for name in envs for other in ("bare loop", "net alone")]
+    ratios += [("ours", "VmasEnv"), (COMPILED, "VmasEnv"), (COMPILED, "ours")]
+    cell = compare(blocks, num_envs, ratios, options, steps=options.collection_steps)
     for collector in collectors.values():
         collector.shutdown()
-    return cell
+    return finish(cell, num_envs, compilation)
+
+
+def collector_loop(batches: Iterator[TensorDictBase], buffer: TensorDictReplayBuffer | None, keys: list[Any]) -> Block:
+    def block(steps: int) -> None:
+        for batch in itertools.islice(batches, steps // 10):
+            if buffer is not None:
+                buffer.extend(batch.reshape(-1).select(*keys, strict=False))
+
+    return block
 
 
 def collect(env: EnvBase, team: Team, device: str) -> Collector:
     noise = AdditiveGaussianModule(
         team.actor.spec, sigma_init=SIGMA, sigma_end=SIGMA, action_key=team.actor.out_keys[-1], device=device
     )
-    policy = TensorDictSequential(team.actor, noise)
     return Collector(  # as in train_vmas.py
         env,
-        policy,
+        Staggered(env, team.actor, noise),
         frames_per_batch=10 * env.batch_size[0],
         total_frames=-1,
         device=device,
@@ -258,6 +273,19 @@ def collect(env: EnvBase, team: Team, device: str) -> Collector:
         return_same_td=True,
         auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has them
     )
+
+
+class Staggered(TensorDictSequential):
+    """A policy that resets some environments before each of its first steps, so that they end one after another."""
+
+    def __init__(self, env: EnvBase, *modules: Any) -> None:
+        super().__init__(*modules)
+        self.reset, self.masks = env.reset, iter(masks(staggered(env.batch_size[0], 1 / MAX_STEPS), env))
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        if (mask := next(self.masks, None)) is not None:
+            td.update(self.reset(td.clone().set("_reset", mask)).exclude("_reset"))
+        return super().forward(td)
 
 
 class Team:
@@ -275,6 +303,10 @@ class Team:
     def act(self, observation: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * (self.net(observation).tanh() + 1) / 2
 
+    def noisy(self, observation: Tensor) -> Tensor:
+        action = self.act(observation)
+        return (action + SIGMA * torch.randn_like(action)).clamp(self.low, self.high)
+
     def random(self, observation: Tensor) -> Tensor:
         shape = (len(observation), *self.low.shape)
         return self.low + (self.high - self.low) * torch.rand(shape, device=observation.device)
@@ -289,10 +321,10 @@ def staggered(num_envs: int, fraction: float) -> list[Tensor]:
     return [window for window in torch.randperm(num_envs).split(count) if len(window) == count] if count else []
 
 
-def masks(windows: list[Tensor], env: EnvBase) -> Iterator[Tensor]:
-    """The same for TorchRL, (num_envs, 1), on the device, for ever."""
-    ended = [torch.zeros(env.batch_size[0], 1, dtype=torch.bool).index_fill(0, window, True) for window in windows]
-    return itertools.cycle([mask.to(env.device) for mask in ended])
+def masks(windows: list[Tensor], env: EnvBase) -> list[Tensor]:
+    """The same for TorchRL, (num_envs, 1), on the device."""
+    none = torch.zeros(env.batch_size[0], 1, dtype=torch.bool)
+    return [none.index_fill(0, window, True).to(env.device) for window in windows]
 
 
 def vmas_loop(
@@ -317,28 +349,18 @@ def vmas_loop(
     return block
 
 
-def torchrl_loop(env: EnvBase, policy: Callable[[TensorDictBase], TensorDictBase], windows: list[Tensor]) -> Block:
+def torchrl_loop(env: EnvBase, policy: Policy | None, windows: list[Tensor]) -> Block:
+    """Steps, each followed by a reset of a window, if there are any; without a policy resets alone."""
     td = env.reset()
-    ended = masks(windows, env)
+    ended = itertools.cycle(masks(windows, env))
 
     def block(steps: int) -> None:
         nonlocal td
         for _ in range(steps):
-            td = env.step_mdp(env.step(policy(td)))
+            if policy is not None:
+                td = env.step_mdp(env.step(policy(td)))
             if windows:
                 td = env.reset(td.set("_reset", next(ended)))
-
-    return block
-
-
-def reset_loop(env: EnvBase, windows: list[Tensor]) -> Block:
-    td = env.reset()
-    ended = masks(windows, env)
-
-    def block(units: int) -> None:
-        nonlocal td
-        for _ in range(units):
-            td = env.reset(td.set("_reset", next(ended)))
 
     return block
 
@@ -347,15 +369,9 @@ def reset_loop(env: EnvBase, windows: list[Tensor]) -> Block:
 def compare(
     blocks: dict[str, Block], per_unit: int, ratios: Any, options: Options, *, steps: int | None = None
 ) -> Cell:
-    """Time the blocks in turns.
+    """Time the blocks in turns; a unit of work counts `per_unit`, such as the frames of a step.
 
-    Args:
-        blocks (dict): contender to what it does.
-        per_unit (int): what a unit of work counts, such as the frames of a step.
-        ratios (sequence of pairs of str): which contenders' rates to divide.
-        options (Options): repeats, budget and device.
-        steps (int, optional): units of a turn. ``None``: as many as fit the budget, at most
-            ``options.turn_steps``.
+    A turn has `steps` units, or as many as fit the budget, at most `turn_steps`; `ratios` are pairs of contenders.
     """
     share = options.budget / options.repeats
     units, left_out = {}, {}
@@ -386,21 +402,14 @@ def compare(
 
 
 def timed(block: Block, units: int, device: str) -> float:
-    synchronise(device)
-    start = time.perf_counter()
+    def now() -> float:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start = now()
     block(units)
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def about(options: Options) -> dict[str, Any]:
-    chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "plot")}
-    return {"options": chosen, **provenance()}
+    return now() - start
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -414,7 +423,7 @@ def draw(results: dict[str, Any]) -> Figure:
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (i, scenario), (j, policy) in itertools.product(enumerate(rows), enumerate(columns)):
         axes = grid[i, j]
-        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours")), fractions):
+        for (colour, name), fraction in itertools.product(enumerate(("vmas", "VmasEnv", "ours", COMPILED)), fractions):
             points = [
                 (cell["num_envs"], cell["per_second"][name])
                 for cell in cells
@@ -437,9 +446,9 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def check(options: Options) -> None:
     """Fail before anything is measured or written, with what was found and what is expected."""
-    sizes = (*options.num_envs, *options.reset_envs, *options.step_envs, *options.collection_envs)
+    sizes = (getattr(options, f"{name}_envs") for name in ("num", "reset", "step", "collection"))
     turns = (("repeats", options.repeats), ("turn_steps", options.turn_steps))
-    for name, value in (*turns, *(("environments", size) for size in sizes)):
+    for name, value in (*turns, *(("environments", size) for size in itertools.chain(*sizes))):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
     if not options.budget > 0:
@@ -453,7 +462,7 @@ def check(options: Options) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:INDEX, found {options.device!r}.")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={options.device} was asked for, but torch finds no CUDA device.")
-    for scenario in options.scenarios:
+    for scenario in (*options.scenarios, *options.reset_scenarios, *options.step_scenarios):
         groups = make_vmas_env(scenario, 1).group_map
         if len(groups) > 1:
             raise ValueError(f"A scenario must have one group of agents; {scenario} has {', '.join(groups)}.")
@@ -462,6 +471,7 @@ def check(options: Options) -> None:
 if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")  # its notes would break the progress bar
     try:
-        main(tyro.cli(Options, description=__doc__))
+        with fresh_cache():  # for the time that it takes to compile
+            main(tyro.cli(Options, description=__doc__))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

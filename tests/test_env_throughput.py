@@ -1,5 +1,6 @@
 """benchmarks/env_throughput.py: what it leaves behind, that it measures what it says, and what it refuses."""
 
+import itertools
 import json
 import runpy
 import statistics
@@ -20,13 +21,17 @@ from benchmarks.env_throughput import (
     MAX_STEPS,
     Options,
     Team,
+    collect,
     collection,
     compare,
     draw,
+    environments,
     main,
+    partial_reset,
     plan,
     staggered,
     step,
+    throughput,
     torchrl_loop,
     vmas_loop,
 )
@@ -38,13 +43,16 @@ TINY = Options(
     num_envs=(4,),
     policies=("random", "bicnet"),
     done_fractions=(0.0, 0.25),
+    reset_scenarios=("navigation",),
     reset_envs=(8,),
+    step_scenarios=("navigation", "balance"),
     step_envs=(2,),
     collection_envs=(2,),
     collection_steps=10,
     repeats=3,
     budget=60.0,  # nothing is left out, however busy the machine
     turn_steps=2,
+    compiled=False,
 )
 
 
@@ -59,9 +67,10 @@ def results(tmp_path_factory):
 def test_every_cell_holds_its_raw_repeats_and_what_they_give(results):
     contenders = {
         "throughput": {"vmas", "VmasEnv", "ours"},
-        "partial_reset": {"VmasEnv", "ours", "ours, full"},
+        "partial_reset": {"VmasEnv", "ours", "VmasEnv, reset", "ours, reset"},
+        "few_resets": {"vmas", "VmasEnv", "ours"},
         "step": {"VmasEnv", "ours", "ours, without transforms"},
-        "collection": {"bare loop", "VmasEnv", "ours"},
+        "collection": {"bare loop", "net alone", "VmasEnv", "ours"},
     }
     for section, names in contenders.items():
         for cell in results[section]:
@@ -80,11 +89,25 @@ def test_every_cell_holds_its_raw_repeats_and_what_they_give(results):
 
 def test_the_compiled_step_is_a_contender():
     options = replace(TINY, compiled=True)
-    for function, ratios in ((step, 5), (collection, 6)):
-        cell = function(options, "simple", 8)
-        assert cell["seconds_to_compile"] > 0
+    for function, arguments, n_ratios in (
+        (throughput, ("random", 0.25), 5),
+        (partial_reset, (), 4),
+        (step, (), 5),
+        (collection, (), 9),
+    ):
+        cell = function(options, "simple", 8, *arguments)
         assert {COMPILED, "ours", "VmasEnv"} <= cell["seconds"].keys()
-        assert len(cell["ratios"]) == ratios
+        assert len(cell["ratios"]) == n_ratios
+        counted = 1 if function is partial_reset else 8
+        saved = counted / cell["per_second"]["ours"] - counted / cell["per_second"][COMPILED]
+        assert cell["seconds_to_compile"] > 0
+        assert cell["steps_until_it_pays"] == (pytest.approx(cell["seconds_to_compile"] / saved) if saved > 0 else None)
+
+
+def test_what_cannot_be_compiled_is_left_out_with_the_reason():
+    cell = step(replace(TINY, compiled=True), "give_way", 2)
+    assert "A step of give_way cannot be compiled" in cell["left_out"][COMPILED]
+    assert {"ours", "VmasEnv"} <= cell["seconds"].keys()
 
 
 def test_every_combination_is_measured_once(results):
@@ -94,15 +117,14 @@ def test_every_combination_is_measured_once(results):
         for policy in ("random", "bicnet")
         for fraction, resets in ((0.0, 0), (0.25, 1))
     ]
-    assert [(cell["scenario"], cell["num_envs"], cell["fraction"]) for cell in results["partial_reset"]] == [
-        ("navigation", 8, 0.05)
-    ]
+    assert [(cell["scenario"], cell["num_envs"]) for cell in results["partial_reset"]] == [("navigation", 8)]
+    assert [(cell["num_envs"], cell["resets_per_step"]) for cell in results["few_resets"]] == [(32, 1), (32, 2)]
     assert [(cell["scenario"], cell["num_envs"]) for cell in results["step"]] == [("navigation", 2), ("balance", 2)]
     assert [cell["scenario"] for cell in results["collection"]] == ["navigation", "simple_spread"]
-    # Frames, 10 and 2 steps of 2 environments; a reset counts once, whatever the environments.
+    # Frames, 10 and 2 steps of 2 environments; a reset counts once, and each of 8 environments is reset in a round.
     assert set(results["collection"][0]["counted_per_turn"].values()) == {20}
     assert set(results["step"][0]["counted_per_turn"].values()) == {4}
-    assert set(results["partial_reset"][0]["counted_per_turn"].values()) == {2}
+    assert set(results["partial_reset"][0]["counted_per_turn"].values()) == {16}
 
 
 def test_it_says_where_and_with_what_it_was_measured(results):
@@ -207,6 +229,16 @@ def test_ours_is_reset_where_the_mask_says():
         expected = before + 1
         expected[window] = 0
         assert after.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["VmasEnv", "ours"])
+def test_episodes_of_the_collection_end_one_after_another(name):
+    envs, _ = environments(TINY, "simple", 7, MAX_STEPS)
+    collector = collect(envs[name], Team("simple", "cpu"), "cpu")
+    done = torch.cat([batch["next", "done"].clone() for batch in itertools.islice(collector, 21)], 1)[:, 100:, 0]
+    assert (done[:, :100].sum(1) == 1).all()
+    assert done[:, :100].any(0).sum() >= 6
+    collector.shutdown()
 
 
 def test_our_collector_fills_a_replay_buffer(monkeypatch):

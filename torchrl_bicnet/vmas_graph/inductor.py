@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import traceback
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import standalone_compile
+from torch.fx import GraphModule
 
+from torchrl_bicnet.vmas_graph.pieces import Function, compile_in_pieces
+from torchrl_bicnet.vmas_graph.replay import ReplayedFunction, capture
 from torchrl_bicnet.vmas_state.tensor_places import overlaps
 
-Function = Callable[..., list[Tensor]]
 
-
-def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor], name: str) -> Function:
-    """The graph as a compiled function, whose results share no memory with each other or with what it is given.
+def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str) -> Function:
+    """The graph as a compiled function, on CUDA as one CUDA graph; its results share no memory with anything.
 
     Args:
         graph (GraphModule): from ``make_fx``, of tensors to a list of tensors.
@@ -27,24 +28,32 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor], name: str) 
     Raises:
         RuntimeError: if it cannot be compiled here, as without a C++ compiler.
     """
-    # Shapes are compared by whoever calls it: what Dynamo would ask of a hundred tensors takes as long as the step. It
-    # joins inputs that are one tensor, of which there are none here, but perhaps when it compiles again after a reset.
-    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [g.guard_type == "DUPLICATE_INPUT" for g in guards]}
-    if inputs[0].device.type == "cpu":
-        options["cpp_wrapper"] = True  # without one line of Python for each of the hundred buffers
-    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    # Without one line of Python for each of the hundred buffers, and with -O3 for the loops alone.
+    options = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True} if inputs[0].device.type == "cpu" else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own code
+            compiled = compile_in_pieces(graph, inputs, functools.partial(_compile_piece, options))
             results = compiled(*inputs)
+        # Inductor may give one piece of memory back twice, or what it was given.
+        shared = sorted({later - len(inputs) for _, later in overlaps([*inputs, *results])})
+        function = functools.partial(_call, compiled, shared) if shared else compiled
+        if inputs[0].device.type != "cuda":
+            return function
+        with torch.cuda.device(inputs[0].device):
+            return ReplayedFunction(function, inputs, capture)
     except Exception as error:
         if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):
             raise RuntimeError("compile=True needs a C++ compiler, such as g++, and none was found.") from error
         raise RuntimeError(f"The step of {name} was not compiled.") from error
-    # Inductor may give one piece of memory back twice, or what it was given.
-    pairs = overlaps([*inputs, *results])
-    shared = sorted({j - len(inputs) for _, j in pairs})
-    return functools.partial(_call, compiled, shared) if shared else compiled
+
+
+def _compile_piece(options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]) -> Function:
+    # Without Dynamo, which would compare the shapes of a hundred tensors in each call, as whoever calls it does.
+    settings = {"config_patches": options}
+    return standalone_compile(
+        graph, [*inputs], dynamic_shapes="from_example_inputs", options=settings, donate_graph_module=True
+    )
 
 
 def _call(compiled: Function, shared: list[int], *inputs: Tensor) -> list[Tensor]:
