@@ -372,6 +372,7 @@ def test_a_scenario_of_a_user_with_a_curriculum():
     for options in ({}, {"compile": True}):
         scenario = Curriculum()
         env = make_vmas_env(scenario, B, seed=0, **options)
+        simulator(env).hands_out_start_states = True  # uncompiled too, for the same start states
         td, found = env.reset(), []
         for speed in (1.0, 2.0, 1.0):
             scenario.speed = speed  # by the object that the user keeps

@@ -68,13 +68,20 @@ def reset_rows(environment, mask):
     return environment.reset_rows(mask, lambda: environment.get_from_scenario(True, False, True, True))
 
 
+def handing_out(scenario, num_envs, **options):
+    """A user's scenario as with ``compile=True`` or on a GPU, without either."""
+    env = make_vmas_env(scenario, num_envs, **options)
+    simulator(env).hands_out_start_states = True
+    return env
+
+
 def of_steps(world):
     return {path: tensor for path, tensor in world.tensors.items() if not path.startswith("environment.start_states")}
 
 
 class TestRows:
     def test_of_state_of_every_kind(self):
-        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        environment = simulator(handing_out(Shelter(), 5, seed=0))
         scenario = environment.scenario
         environment.get_from_scenario(True, False, False, False)
         before = {name: getattr(scenario, name).clone() for name in ("whole", "seen", "written", "left")}
@@ -94,7 +101,7 @@ class TestRows:
         assert torch.equal(observations[0][~MASK, 1:4], before["whole"][~MASK])
 
     def test_keep_what_shares_memory_shared(self):
-        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        environment = simulator(handing_out(Shelter(), 5, seed=0))
         scenario = environment.scenario
         reset_rows(environment, MASK)
         assert scenario.alias is scenario.whole
@@ -114,12 +121,12 @@ class TestRows:
     def test_the_question_leaves_no_trace_and_its_answer_is_part_of_a_snapshot(self):
         worlds = []
         for answer in (None, ""):
-            env = make_vmas_env(Shelter(), 5, seed=0)
+            env = handing_out(Shelter(), 5, seed=0)
             simulator(env).shared_state = answer
             reset_rows(simulator(env), MASK)
             worlds.append(snapshot(env))
         assert_same_world(*worlds)
-        other = make_vmas_env(Shelter(), 5)
+        other = handing_out(Shelter(), 5)
         restore(other, worlds[0])
         assert simulator(other).shared_state == ""
 
@@ -134,7 +141,7 @@ class Ordered(Shelter):
 
 class TestOneByOne:
     def test_as_many_of_something_else_as_environments(self):
-        environment = simulator(make_vmas_env(Ordered(), 5, seed=0))
+        environment = simulator(handing_out(Ordered(), 5, seed=0))
         with pytest.warns(UserWarning, match="share state that a reset changes: scenario.order changes"):
             reset_rows(environment, MASK)
         assert sorted(environment.scenario.order.tolist()) == [0, 1, 2, 3, 4]
@@ -150,7 +157,7 @@ class TestOneByOne:
         ],
     )
     def test_if_environments_have_something_in_common(self, leak, message):
-        ours, stock = (simulator(make_vmas_env(Shelter(leak), 5, seed=0)) for _ in range(2))
+        ours, stock = (simulator(handing_out(Shelter(leak), 5, seed=0)) for _ in range(2))
         for environment in (ours, stock):
             environment.get_from_scenario(True, False, False, False)
         with pytest.warns(UserWarning, match=rf"reset one by one.*{message}") as warned:
@@ -166,12 +173,12 @@ class TestOneByOne:
 
     @pytest.mark.parametrize("seed", range(6))
     def test_if_a_choice_for_all_comes_out_as_before(self, seed):
-        environment = simulator(make_vmas_env(Shelter("choice"), 5, seed=seed))
+        environment = simulator(handing_out(Shelter("choice"), 5, seed=seed))
         with pytest.warns(UserWarning, match=r"scenario.flag changes"):
             reset_rows(environment, MASK)
 
     def test_if_it_shows_later(self):
-        environment = simulator(make_vmas_env(Shelter(), 5, seed=0))
+        environment = simulator(handing_out(Shelter(), 5, seed=0))
         reset_rows(environment, MASK)
         environment.scenario.leak = "flag"
         with pytest.warns(UserWarning, match="reset one by one.*scenario.flag changes"):
@@ -243,7 +250,7 @@ class TestHandingOut:
     @pytest.mark.parametrize("kind", ["rows", "listed", "asked", "all", "in place", "python", "array"])
     def test_a_curriculum_is_followed_at_once(self, kind):
         scenario = Ladder(kind)
-        env = make_vmas_env(scenario, 6, seed=0)
+        env = handing_out(scenario, 6, seed=0)
         env.reset()
         for level in range(3):
             for index in range(0, 6, 2):
@@ -298,7 +305,7 @@ class TestHandingOut:
                 super().reset_world_at(env_index)
                 self.held = attribute(self)
 
-        env = make_vmas_env(Held(), 5, seed=0)
+        env = handing_out(Held(), 5, seed=0)
         whole = simulator(env).scenario.whole.clone()
         with pytest.warns(UserWarning, match=f"one by one.*{message}"):
             partly_reset(env, MASK)
@@ -340,7 +347,7 @@ def test_start_states_have_the_distribution_of_vmas(scenario):
 def test_what_cannot_be_seen_is_reset_one_by_one():
     scenario = Shelter()
     scenario.log, scenario.numbers, scenario.counter = logging.getLogger("x"), range(3), itertools.count()
-    environment = simulator(make_vmas_env(scenario, 5, seed=0))
+    environment = simulator(handing_out(scenario, 5, seed=0))
     whole = environment.scenario.whole.clone()
     with pytest.warns(
         UserWarning,

@@ -6,6 +6,7 @@ import traceback
 import pytest
 import torch
 import vmas
+from tensordict import TensorDict
 from vmas.scenarios.navigation import Scenario as Navigation
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 from vmas.simulator.scenario import BaseScenario
@@ -100,6 +101,35 @@ def test_it_plays_as_in_vmas_to_the_bit(scenario):
         assert ours.scenario.lesson == stock.scenario.lesson == 6
         assert ours.scenario.met == stock.scenario.met
         assert any(ours.scenario.met)
+
+
+class PrintingResets(Curriculum):
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        print("reset of", env_index)
+
+
+def test_it_is_reset_one_by_one_as_in_vmas(capsys, recwarn):
+    """To the bit, from the same stream; a list of each environment and what is printed too."""
+    env, stock = make_vmas_env(PrintingResets(), B), vmas.make_env(PrintingResets(), B)
+    ours, printed = simulator(env), []
+    for environment in (ours, stock):
+        environment.seed(3), environment.reset()
+        capsys.readouterr()
+        for _ in range(3):
+            environment.step([torch.full((B, 2), 0.5)] * 3)
+            if environment is stock:
+                for index in (1, 4):
+                    stock.reset_at(index, return_observations=False)
+                expected = stock.get_from_scenario(True, False, True, True)
+            else:
+                mask = torch.isin(torch.arange(B), torch.tensor([1, 4])).unsqueeze(-1)
+                found = env.base_env._reset(TensorDict({"_reset": mask}, [B]))
+        printed.append(capsys.readouterr().out)
+    assert torch.equal(found["agents", "observation"], torch.stack(expected[0], 1))
+    assert printed[0] == printed[1] == "reset of 1\nreset of 4\n" * 3
+    assert ours.scenario.met == stock.scenario.met
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("scenario", [Crowd, Curriculum, Asserting, Printing])

@@ -19,6 +19,7 @@ from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
 from torchrl_bicnet.vmas_state.start_states import SharedStateError, StartStates, reset_one_by_one, reset_rows
 from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
+from torchrl_bicnet.vmas_state.unwrap import is_shipped
 
 
 def _in_own_stream(method: Callable) -> Callable:
@@ -38,7 +39,7 @@ class StreamedEnvironment(Environment):
 
     With ``check_actions`` every step asks whether actions are numbers within their bounds, as in VMAS. Where no step
     draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped. Functions that
-    are not VMAS's own run as their author wrote them unless ``never_wait`` is set.
+    are not VMAS's own run as their author wrote them, resets one by one, unless ``never_wait`` is set.
     """
 
     padding: Padding | None = None
@@ -62,6 +63,8 @@ class StreamedEnvironment(Environment):
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
         self.start_states = StartStates()
+        # Resets that are not VMAS's own are made one by one, as their author expects, unless more is asked for.
+        self.hands_out_start_states = never_wait or is_shipped(scenario.reset_world_at)
         self.check_actions = check_actions
         self.draws_from_torch_alone = draws_from_torch_alone
         use_batched_world(self, never_wait=never_wait, checks=check_actions)
@@ -83,10 +86,11 @@ class StreamedEnvironment(Environment):
     ) -> Any:
         """Reset the environments that a mask ``(num_envs,)`` picks; what all observe, see :func:`reset_rows`."""
         known = self.shared_state
-        try:
-            return reset_rows(self, mask, observe, observed, places)
-        except SharedStateError as error:
-            self.shared_state = str(error)
+        if self.hands_out_start_states:
+            try:
+                return reset_rows(self, mask, observe, observed, places)
+            except SharedStateError as error:
+                self.shared_state = str(error)
         if self.shared_state != known:
             warnings.warn(
                 "Environments of this scenario are reset one by one, and a partial reset may change others, as in "

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import vmas
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_bicnet.vmas_state.unwrap import find_vmas
+from torchrl_bicnet.vmas_state.unwrap import find_vmas, is_shipped
 
 # From the entries after a step, ("next", ...) of the transition, to (num_envs,) boolean.
 Outcome = Callable[[TensorDictBase], Tensor]
@@ -59,8 +58,9 @@ def reported_success(env: EnvBase) -> Outcome | None:
     if environment is None or environment.max_steps is not None:
         return None
     # The file of the done() in force: a subclass that has its own reports nothing.
-    file = Path(environment.scenario.done.__code__.co_filename)
-    if not file.is_relative_to(Path(vmas.__file__).parent) or file.stem not in _ENDS_IN_SUCCESS:
+    done = environment.scenario.done
+    file = Path(done.__code__.co_filename)
+    if not is_shipped(done) or file.stem not in _ENDS_IN_SUCCESS:
         return None
     option, needed = _ENDS_WITH.get(file.stem, ("", ""))
     if getattr(environment.scenario, option, "") != needed:

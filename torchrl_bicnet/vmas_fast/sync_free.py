@@ -34,20 +34,18 @@ import re
 import types
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import vmas
 from vmas.simulator import physics
 
 from torchrl_bicnet.vmas_fast.sync_free_ops import HELPERS
+from torchrl_bicnet.vmas_state.unwrap import is_shipped
 
 _OPERATORS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv"}
 # Side-effect-free calls allowed inside `if world.collides(...)`.
 SIDE_EFFECT_FREE = frozenset(
     ("get_distance", "is_overlapping", "vector_norm", "norm", "abs", "sum", "clamp", "exp", "sqrt", "square", "float")
 )
-_VMAS = Path(vmas.__file__).parent
 # Methods that no step calls.
 _NOT_OF_A_STEP = ("__init__", "make_world", "to", "render", "extra_render")
 
@@ -72,7 +70,7 @@ def class_without_syncs(cls: type, *, rewrite_foreign: bool = True, checks: bool
     new: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     for name, function in attributes.items():
         if isinstance(function, types.FunctionType) and name not in _NOT_OF_A_STEP:
-            foreign = not Path(function.__code__.co_filename).is_relative_to(_VMAS)
+            foreign = not is_shipped(function)
             if foreign and not rewrite_foreign:
                 continue
             other = without_syncs(function, checks=checks or foreign, **names)

@@ -26,8 +26,6 @@ PLACES = "_places"
 NO_STATE = frozenset(
     {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING, PLACES}
 )
-# Football's cache of distances between players, emptied at the start of each step.
-CACHES = {"AgentPolicy": frozenset({"team_disps"})}
 SCALARS = frozenset({bool, int, float, str, type(None)})
 # Known by name only, never looked into.
 OPAQUE = (
@@ -210,7 +208,7 @@ def stream_paths(graph: ObjectGraph, environment: Environment) -> tuple[str, ...
 
 
 def _no_state(obj: Any) -> frozenset[str]:
-    return NO_STATE if isinstance(obj, (Environment, World)) else CACHES.get(type(obj).__name__, frozenset())
+    return NO_STATE if isinstance(obj, (Environment, World)) else frozenset()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import vmas
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
@@ -34,3 +36,10 @@ def scenario_name(environment: Environment) -> str:
     """The class of the scenario; for those that VMAS loads, which are all called Scenario, the file."""
     name = type(environment.scenario).__qualname__
     return scenario_file(environment) if name == "Scenario" else name
+
+
+def is_shipped(function: Callable) -> bool:
+    """Whether a function, of a scenario for instance, is written in the files of VMAS or of this package."""
+    code = getattr(function, "__code__", None)
+    packages = Path(vmas.__file__).parent, Path(__file__).parent.parent
+    return code is not None and any(Path(code.co_filename).is_relative_to(package) for package in packages)
