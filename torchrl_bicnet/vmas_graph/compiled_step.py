@@ -102,8 +102,8 @@ class CompiledStep:
     def take_over(self) -> None:
         """Go on from the tensors that were put into the places."""
         self._make_dense()
-        written = self.current.written
-        if written and self.current.shared != _written(overlaps(self._places.tensors), written):
+        function = self.current
+        if function.written and function.shared != overlaps(self._places.tensors, function.written):
             self._changed = True
 
     def __call__(self, inputs: Inputs) -> Any:
@@ -161,9 +161,8 @@ class CompiledStep:
     def _find(self, places: TensorPlaces, inputs: Inputs) -> CompiledFunction:
         world = self.environment.world
         signature = places.signature, isinstance(world, BatchedWorld) and world.weightless()
-        pairs = overlaps(places.tensors)
         for function in self.functions:
-            if function.signature == signature and function.shared == _written(pairs, function.written):
+            if function.signature == signature and function.shared == overlaps(places.tensors, function.written):
                 return function
         with _traceless(self.environment):
             function = Tracing(self, places, signature).function(inputs)
@@ -238,7 +237,7 @@ class Tracing:
             self.step(inputs)
         after = TensorPlaces(self.environment)
         self.written = frozenset(i for i, t in enumerate(self.tensors) if t._version != versions[i])
-        self.shared = _written(overlaps(self.places.tensors), self.written)
+        self.shared = overlaps(self.places.tensors, self.written)
         self.draws = tuple(guard.draws)
         saved.restore()
         return guard.problems[0] if guard.problems else self._change(after)
@@ -309,10 +308,6 @@ def _traceless(environment: Environment) -> Iterator[None]:
     finally:
         vars(environment.world).pop(SENSING, None)
         saved.restore()
-
-
-def _written(pairs: list[tuple[int, int]], written: frozenset[int]) -> tuple[tuple[int, int], ...]:
-    return tuple(pair for pair in pairs if not written.isdisjoint(pair))
 
 
 def _is_dense(tensor: Tensor) -> bool:
