@@ -139,6 +139,17 @@ def assert_same(found, expected):
             assert torch.equal(tensor.signbit(), expected[path].signbit()), path
 
 
+def assert_close(found, expected, tolerance=1e-4):
+    """Floats up to rounding, dones and counters to the bit."""
+    found, expected = dict(leaves(found)), dict(leaves(expected))
+    assert found.keys() == expected.keys()
+    for path, tensor in found.items():
+        tolerances = dict.fromkeys(("rtol", "atol"), tolerance if tensor.is_floating_point() else 0)
+        torch.testing.assert_close(
+            tensor, expected[path], **tolerances, equal_nan=True, msg=lambda text, path=path: f"{path}: {text}"
+        )
+
+
 def assert_same_world(found, expected):
     assert found.plain == expected.plain
     assert_same(found.tensors, expected.tensors)

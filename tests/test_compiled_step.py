@@ -1,5 +1,7 @@
+import random
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch._inductor import config
@@ -9,9 +11,9 @@ from torchrl.envs import check_env_specs
 from tests.helpers_vmas import (
     IGNORED_WARNINGS,
     Countdown,
+    assert_close,
     assert_same,
     assert_same_world,
-    leaves,
     play,
     simulator,
     steps,
@@ -22,47 +24,32 @@ from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
 
 pytestmark = IGNORED_WARNINGS
 B = 8  # everywhere, for Inductor's cache
-TRACED = ["simple_spread", "dispersion"]
+TRACED = ["simple_spread", "dispersion", "line_trajectory"]
 REFUSED = {
-    "discovery": "draws random numbers, in utils.py:",
-    "flocking": "_local_scalar_dense reads a tensor on the host, in core.py:",
-    "give_way": "_local_scalar_dense reads a tensor on the host, in core.py:",
-    "joint_passage": "_local_scalar_dense reads a tensor on the host",
-    "circle_trajectory": "index.Tensor reads a tensor on the host, in circle_trajectory.py:",
-    "simple_world_comm": "index.Tensor reads a tensor on the host, in simple_world_comm.py:",
-    "asym_joint": "uniform_ draws random numbers, in asym_joint.py:",
-    "line_trajectory": "uniform_ draws random numbers, in line_trajectory.py:",
+    "discovery": "_local_scalar_dense reads a tensor on the host, in utils.py:",
     "het_mass": r"with a reset world._agents\[.\]._mass changes",
     "ball_passage": "with a reset .* changes in more than values of tensors",
     "simple_reference": "with a reset .*goal.* changes in more than values of tensors",
 }
-REFUSED_SLOWLY = {
-    "football": "index.Tensor reads a tensor on the host, in football.py:",
-    "road_traffic": "reads a tensor on the host, in road_traffic.py:",
-}
+REFUSED_SLOWLY = {"road_traffic": "nonzero reads a tensor on the host, in road_traffic.py:"}
 # The others take longer to compile.
 SLOW = [
-    *("balance", "diff_drive", "dropout", "goal", "navigation", "reverse_transport", "simple"),
-    *("simple_adversary", "simple_crypto", "simple_push", "simple_speaker_listener", "simple_tag", "transport"),
-    *("vel_control", "wheel", "wind_flocking", "kinematic_bicycle"),  # the last one is called in pieces
+    *("asym_joint", "balance", "circle_trajectory", "diff_drive", "dropout", "flocking", "football", "give_way"),
+    *("goal", "navigation", "reverse_transport", "simple", "simple_adversary", "simple_crypto", "simple_push"),
+    *("simple_speaker_listener", "simple_tag", "simple_world_comm", "transport", "vel_control", "wheel"),
+    *("wind_flocking", "kinematic_bicycle"),  # the last one is called in pieces
 ]
+# A joint's force is a thousand times the distance that rounding moves: a last bit of a position has the same effect.
+TOLERANCES = {"asym_joint": 1e-2}
 
 
 def both(scenario="simple", **options):
     """An environment as it is and a compiled one, in one state."""
     options = {"max_steps": 20, "seed": 0, **options}
-    return make_vmas_env(scenario, B, **options), make_vmas_env(scenario, B, compile=True, **options)
-
-
-def assert_close(found, expected, tolerance=1e-4):
-    """Floats up to rounding, dones and counters to the bit."""
-    found, expected = dict(leaves(found)), dict(leaves(expected))
-    assert found.keys() == expected.keys()
-    for path, tensor in found.items():
-        tolerances = dict.fromkeys(("rtol", "atol"), tolerance if tensor.is_floating_point() else 0)
-        torch.testing.assert_close(
-            tensor, expected[path], **tolerances, equal_nan=True, msg=lambda text, path=path: f"{path}: {text}"
-        )
+    # Compiled, football draws other random numbers: here the plain one does so too.
+    plain = make_vmas_env(scenario, B, compile=scenario == "football", **options)
+    plain.base_env.compiled_step = None
+    return plain, make_vmas_env(scenario, B, compile=True, **options)
 
 
 def count_uncompiled(env):
@@ -73,7 +60,7 @@ def count_uncompiled(env):
     return found
 
 
-def assert_each_step_is_close(plain, compiled, n_states, n_between):
+def assert_each_step_is_close(plain, compiled, n_states, n_between, tolerance=1e-4):
     uncompiled = count_uncompiled(compiled)
     td = compiled.reset()
     generator = torch.Generator().manual_seed(0)
@@ -85,17 +72,22 @@ def assert_each_step_is_close(plain, compiled, n_states, n_between):
         restore(plain, snapshot(compiled))
         td = with_random_actions(compiled, td, generator)
         expected, td = plain.step(td.clone())["next"], compiled.step(td)["next"]
-        assert_close(td, expected)
+        assert_close(td, expected, tolerance)
         # Its objects hold what the step left.
         left, expected = TensorPlaces(simulator(compiled)), TensorPlaces(simulator(plain))
         assert left.paths == expected.paths
-        assert_close(left.tensors, expected.tensors)
+        assert_close(left.tensors, expected.tensors, tolerance)
     assert len(uncompiled) <= 1
 
 
 @pytest.mark.parametrize("scenario", [*TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_step_equals_the_uncompiled_one(scenario):
-    assert_each_step_is_close(*both(scenario), n_states=6, n_between=3)
+    assert_each_step_is_close(*both(scenario), 6, 3, TOLERANCES.get(scenario, 1e-4))
+
+
+@pytest.mark.slow
+def test_discovery_without_targets_that_come_back():
+    assert_each_step_is_close(*both("discovery", targets_respawn=False), n_states=6, n_between=3)
 
 
 @pytest.mark.parametrize("scenario", TRACED)
@@ -248,13 +240,48 @@ def test_lidars_measure_the_present():
 
 
 class Drawing(Countdown):
+    """Draws in many ways, of which the outputs tell."""
+
     def post_step(self):
         self.left = self.left - torch.rand(B)
+        drawn = torch.zeros(B, 3)
+        drawn.uniform_(-1, 2)
+        drawn[:, 1] += torch.randint(0, 5, (B,)) + torch.randperm(B)
+        self.drawn = drawn + torch.randn_like(drawn) * torch.empty(B, 3).normal_(1, 2)
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.drawn = torch.rand(B, 3)
+
+    def observation(self, agent):
+        return torch.cat([self.drawn, self.left[:, None] + torch.rand(B, 1)], -1)
+
+
+class DrawingByTensor(Countdown):
+    def post_step(self):
+        self.left = self.left - torch.bernoulli(self.left.clamp(0, 1))
+
+
+class DrawingInPython(Countdown):
+    def post_step(self):
+        self.left = self.left - random.random()
 
 
 class Reading(Countdown):
     def post_step(self):
         self.left = self.left - (1 if self.left.sum() > 0 else 2)
+
+
+class ReadingArrays(Countdown):
+    def post_step(self):
+        self.left = self.left - torch.as_tensor(np.asarray(self.left)).clamp(0, 1)
+
+
+class ReadingSometimes(Reading):
+    reads = False
+
+    def post_step(self):
+        super().post_step() if self.reads else Countdown.post_step(self)
 
 
 class Counting(Countdown):
@@ -325,8 +352,10 @@ class Curriculum(Countdown):
 @pytest.mark.parametrize(
     ("scenario", "problem"),
     [
-        (Drawing, r"Drawing cannot be compiled: aten::rand draws random numbers, in test_compiled_step.py:"),
+        (DrawingByTensor, r"aten::bernoulli draws random numbers that depend on tensors, in test_compiled_step.py:"),
+        (DrawingInPython, r"DrawingInPython cannot be compiled: it draws random numbers from NumPy or Python"),
         (Reading, r"Reading cannot .* aten::_local_scalar_dense reads a tensor on the host, in test_compiled_step.py:"),
+        (ReadingArrays, r"ReadingArrays cannot .* __array__ reads a tensor on the host, in test_compiled_step.py:"),
         (Counting, r"Counting cannot be compiled: scenario.count changes in more than values of tensors"),
         (CountingResets, r"CountingResets cannot be compiled: with a reset scenario.count changes"),
         (SharingParts, r"SharingParts cannot be compiled: it writes to memory of which scenario.count and scenario.ag"),
@@ -341,10 +370,11 @@ def test_scenarios_of_users_that_are_refused(scenario, problem):
 def test_a_scenario_of_a_user_with_a_curriculum():
     outputs = []
     for options in ({}, {"compile": True}):
-        env = make_vmas_env(Curriculum(), B, seed=0, **options)
+        scenario = Curriculum()
+        env = make_vmas_env(scenario, B, seed=0, **options)
         td, found = env.reset(), []
         for speed in (1.0, 2.0, 1.0):
-            simulator(env).scenario.speed = speed
+            scenario.speed = speed  # by the object that the user keeps
             td, more = play(env, td, 5, seed=3)
             found += more
         outputs.append(found)
@@ -361,16 +391,44 @@ def test_a_scenario_of_a_user_that_holds_a_tensor_twice():
     assert simulator(env).scenario.count is simulator(env).scenario.again
 
 
-def test_what_turns_uncompilable_later_runs_as_it_is_with_a_warning():
+def test_random_numbers_are_those_of_the_uncompiled_step():
+    """From the environment's own stream, in the same order, also after it was restored; and no other stream moves."""
+    envs = [make_vmas_env(Drawing(), B, seed=0, max_steps=20, **options) for options in ({}, {"compile": True})]
+    outside, worlds, outputs, again = torch.get_rng_state(), [], [], []
+    for env in envs:
+        td, first = play(env, env.reset(), 6, seed=3)
+        worlds.append(snapshot(env))
+        outputs.append([first, play(env, td, 6, seed=4)[1]])
+        restore(env, worlds[-1])
+        again.append([first, play(env, td, 6, seed=4)[1]])
+    assert_close(*reversed(outputs), tolerance=1e-6)
+    assert_same(again, outputs)
+    assert torch.equal(torch.get_rng_state(), outside)
+    compiled = make_vmas_env(Drawing(), B, seed=7, max_steps=20, compile=True)
+    restore(compiled, worlds[1])
+    assert_same(play(compiled, td, 6, seed=4)[1], outputs[1][1])
+
+
+def test_noise_that_a_user_adds_later_is_compiled():
     plain, compiled = both()
     outputs = []
     for env in (plain, compiled):
         td = steps(env, env.reset(), 3)[-1]
-        agent = simulator(env).agents[0]
-        agent.action._u_noise = 0.1
+        simulator(env).agents[0].action._u_noise = 0.1
         env.set_seed(3)
-        if env is compiled:
-            with pytest.warns(UserWarning, match="simple are not compiled for now: .*randn.* draws"):
+        outputs.append(steps(env, td, 4))
+    assert_close(*reversed(outputs))
+    assert compiled.base_env.compiled_step.current.draws
+
+
+def test_what_turns_uncompilable_later_runs_as_it_is_with_a_warning():
+    outputs = []
+    for options in ({}, {"compile": True}):
+        env = make_vmas_env(ReadingSometimes(), B, **options)
+        td = steps(env, env.reset(), 3)[-1]
+        simulator(env).scenario.reads = True
+        if options:
+            with pytest.warns(UserWarning, match="ReadingSometimes are not compiled for now: .*_local_scalar_dense"):
                 outputs.append(steps(env, td, 4))
         else:
             outputs.append(steps(env, td, 4))
@@ -401,5 +459,5 @@ def test_what_excludes_it_and_another_device():
         compiled.to("meta")
     td = compiled.reset()
     td["agents", "action"] = torch.zeros(B, 1, 1)
-    with pytest.raises(ValueError, match=r"Expected actions of agents of shape .*8, 1, 2.*found .*8, 1, 1"):
+    with pytest.raises(ValueError, match=r"Expected .*agents.*action.* of shape .*8, 1, 2.*found .*8, 1, 1"):
         compiled.base_env._step(td)

@@ -22,18 +22,17 @@ from tests.helpers_vmas import (
     steps,
 )
 from torchrl_bicnet import make_vmas_env, restore, snapshot
-from torchrl_bicnet.vmas_state.object_graph import traverse
+from torchrl_bicnet.vmas_state.object_graph import is_under, traverse
 
 # State that a full reset changes for all environments together.
 SHARED_STATE = {
     "ball_passage": r"\.neighbour changes",
-    "football": r"team_disps changes its entries",
     "het_mass": r"_mass changes",
     "road_traffic": r"scenario\.timer\.start changes",
-    "simple_adversary": r"_goal becomes another",
-    "simple_push": r"_goal becomes another",
-    "simple_reference": r"goal_b becomes another",
-    "simple_speaker_listener": r"goal_b becomes another",
+    "simple_adversary": r"_goal changes",
+    "simple_push": r"_goal changes",
+    "simple_reference": r"goal_b changes",
+    "simple_speaker_listener": r"goal_b changes",
 }
 SLOW = (
     "road_traffic",
@@ -68,13 +67,13 @@ def test_every_scenario(scenario, tmp_path):
         with pytest.warns(UserWarning, match=SHARED_STATE[scenario]):
             partly_reset(env, MASK)
     else:
-        a_partial_reset_leaves_the_others_alone(env, td)
+        a_partial_reset_leaves_the_others_alone(env, td, scenario)
     a_snapshot_repeats_to_the_bit(env, td, scenario, tmp_path)
     every_agent_has_copies_of_done_and_the_return(env, td)
     check_env_specs(env)
 
 
-def a_partial_reset_leaves_the_others_alone(env, td):
+def a_partial_reset_leaves_the_others_alone(env, td, scenario):
     before, world = rows_of(env), snapshot(env)
     at_reset = env.reset()
     start = rows_of(env)
@@ -86,6 +85,8 @@ def a_partial_reset_leaves_the_others_alone(env, td):
     assert_same({path: rows[~MASK] for path, rows in now.items()}, {path: rows[~MASK] for path, rows in before.items()})
     for key in at_reset.keys(True, True):
         assert torch.equal(partial[key][MASK], at_reset[key][MASK])
+    if scenario == "football":  # how many numbers its scripted players draw depends on all environments
+        return
     # The others go on as without the reset, if the same random numbers are drawn.
     drawn = simulator(env).random_stream._state
     first = steps(env, td, 3)
@@ -106,6 +107,8 @@ def rows_of(env):
             found[path] = value.clone()
 
     for node in traverse(environment).nodes.values():
+        if is_under(node.path, ("environment.start_states",)):
+            continue
         named = enumerate(node.contents) if isinstance(node.contents, list) else node.contents.items()
         for index, (name, value) in enumerate(named):
             add(f"{node.path}.{name if isinstance(name, str) else index}", value)

@@ -17,7 +17,8 @@ from vmas.simulator.scenario import BaseScenario
 from torchrl_bicnet.envs.padding import Padding
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
-from torchrl_bicnet.vmas_state.partial_reset import reset_rows
+from torchrl_bicnet.vmas_state.start_states import SharedStateError, StartStates, reset_one_by_one, reset_rows
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
 
 
 def _in_own_stream(method: Callable) -> Callable:
@@ -36,7 +37,8 @@ class StreamedEnvironment(Environment):
     """VMAS's environment with a random stream of its own and, after :meth:`pad`, padded agents.
 
     With ``check_actions`` every step asks whether actions are numbers within their bounds, as in VMAS. Where no step
-    draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped.
+    draws from NumPy's or Python's generator (``draws_from_torch_alone``), their states are not swapped. Functions that
+    are not VMAS's own run as their author wrote them unless ``never_wait`` is set.
     """
 
     padding: Padding | None = None
@@ -52,15 +54,17 @@ class StreamedEnvironment(Environment):
         seed: int | None,
         check_actions: bool,
         draws_from_torch_alone: bool,
+        never_wait: bool,
         **options: Any,
     ) -> None:
         self.options = dict(options)
         self.random_stream = RandomStream(seed, device)
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
+        self.start_states = StartStates()
         self.check_actions = check_actions
         self.draws_from_torch_alone = draws_from_torch_alone
-        use_batched_world(self, checks=check_actions)
+        use_batched_world(self, never_wait=never_wait, checks=check_actions)
 
     def pad(self, group_map: dict[str, list[str]]) -> None:
         """Pad observations and actions to equal sizes within each group of agents from now on."""
@@ -74,18 +78,24 @@ class StreamedEnvironment(Environment):
         """A step that leaves the random streams alone, whose states cannot be swapped while a graph is traced."""
         return Environment.step.__wrapped__(self, actions if self.padding is None else self.padding.actions(actions))
 
-    def reset_rows(self, mask: Tensor) -> list[Any]:
-        """Reset the environments that a mask ``(num_envs,)`` picks; observations, dones and infos of all."""
-        outputs, shared_state = reset_rows(self, mask, self.shared_state)
-        if shared_state and shared_state != self.shared_state:
+    def reset_rows(
+        self, mask: Tensor, observe: Callable[[], Any], observed: Any = None, places: TensorPlaces | None = None
+    ) -> Any:
+        """Reset the environments that a mask ``(num_envs,)`` picks; what all observe, see :func:`reset_rows`."""
+        known = self.shared_state
+        try:
+            return reset_rows(self, mask, observe, observed, places)
+        except SharedStateError as error:
+            self.shared_state = str(error)
+        if self.shared_state != known:
             warnings.warn(
                 "Environments of this scenario are reset one by one, and a partial reset may change others, as in "
-                f"VMAS, since they share state that a reset changes: {shared_state}.",
+                f"VMAS, since they share state that a reset changes: {self.shared_state}.",
                 UserWarning,
                 stacklevel=2,
             )
-        self.shared_state = shared_state
-        return outputs
+        reset_one_by_one(self, mask)
+        return observe()
 
     def to(self, device: torch.device | str) -> None:
         device = torch.device(device)
@@ -93,6 +103,7 @@ class StreamedEnvironment(Environment):
             with self.random_stream:
                 seed = random.getrandbits(31)
             self.random_stream = RandomStream(seed, device)
+            self.start_states = StartStates()
             if self.padding is not None:
                 self.padding.to(device)
         super().to(device)
@@ -100,6 +111,7 @@ class StreamedEnvironment(Environment):
     def _seed(self, seed: int | None = None) -> list[int]:
         seed = 0 if seed is None else seed
         self.random_stream.seed(seed)
+        self.start_states = StartStates()
         return [seed]
 
     def _set_action(self, action: Tensor, agent: Agent) -> None:

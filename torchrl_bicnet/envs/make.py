@@ -19,7 +19,6 @@ from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.envs.episode import EpisodeTransform
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 
 
@@ -62,8 +61,8 @@ def make_vmas_env(
             zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
             its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
-            does, and keeps the scenario's assertions about tensors. The host then waits for the device. Defaults to
-            ``False``.
+            does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
+            Defaults to ``False``.
         compile (bool): traces the step once and compiles it into a few fused loops, which takes 8 to 60 seconds and
             a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
             ``False``.
@@ -73,8 +72,8 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor, draws random
-            numbers, or a reset changes more than tensors.
+        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor on the host
+            or prints, or a reset changes more than tensors.
         RuntimeError: for ``compile=True`` without a C++ compiler.
         TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
@@ -102,17 +101,19 @@ def make_vmas_env(
         check_type(name, flag, bool, "a bool")
     if compile and check_actions:
         raise ValueError("compile=True and check_actions=True exclude each other.")
-    environment = _build(scenario, num_envs, torch.device(device), seed, check_actions, scenario_kwargs)
+    device = torch.device(device)
+    own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
+    environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
     names = [agent.name for agent in environment.agents]
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):
         _check_groups(group_map, names)
     if pad:
         group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
         environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
-    base_env = VmasBatchWrapper(environment, group_map=group_map)
+    base_env = VmasBatchWrapper(environment, group_map, max_steps=max_steps)
     if compile:
         base_env.compile_step()
-    return TransformedEnv(base_env, EpisodeTransform(list(base_env.group_map), max_steps))
+    return TransformedEnv(base_env)
 
 
 def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:
@@ -129,7 +130,7 @@ def _build(
     num_envs: int,
     device: torch.device,
     seed: int | None,
-    check_actions: bool,
+    own_options: dict[str, bool],
     options: dict[str, Any],
 ) -> StreamedEnvironment:
     ours = sorted(set(options) & set(inspect.signature(Environment.__init__).parameters))
@@ -143,7 +144,7 @@ def _build(
         draws_from_torch_alone = not draws_elsewhere and not any(map(callable, options.values()))
     elif not isinstance(scenario, BaseScenario):
         raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
-    own_options = {"check_actions": check_actions, "draws_from_torch_alone": draws_from_torch_alone}
+    own_options = {**own_options, "draws_from_torch_alone": draws_from_torch_alone}
     with warnings.catch_warnings():
         unused = "Scenario kwargs: .* passed but not used"
         warnings.filterwarnings("error", message=unused)

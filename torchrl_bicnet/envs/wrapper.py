@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS: masked resets, whole groups read and written at once, compiled steps."""
+"""TorchRL's wrapper of VMAS: whole groups at once, the episode's bookkeeping, masked resets and compiled steps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,50 @@ import torch
 from gym import spaces
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, Stacked, StackedComposite
+from torchrl.data import Bounded, Categorical, Composite, Stacked, StackedComposite, Unbounded
 from torchrl.envs import VmasWrapper
+from torchrl.envs.utils import MarlGroupMapType
 
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.vmas_graph.compiled_step import Actions, CompiledStep
+from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep, Inputs
+
+_DONE = ("done", "terminated", "truncated")
+_NO_LIMIT = torch.iinfo(torch.int64).max
 
 
 class VmasBatchWrapper(VmasWrapper):
-    """TorchRL's wrapper with masked resets and one Bounded spec for agents that differ in their action bounds alone.
+    """TorchRL's wrapper with an episode's bookkeeping, masked resets and one spec for agents of different bounds.
 
-    A step reads and writes each group as a whole, where TorchRL makes a tensordict for each agent and stacks them.
+    Its entries are those of TorchRL's ``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` around its own
+    wrapper, so that a compiled step computes all of them. A step reads and writes each group as a whole, where TorchRL
+    makes a tensordict for each agent and stacks them.
+
+    Args:
+        environment (StreamedEnvironment): VMAS's.
+        group_map (dict or MarlGroupMapType, optional): as in :class:`~torchrl.envs.VmasWrapper`.
+
+    Keyword Args:
+        max_steps (int, optional): time limit in steps. ``None``: no limit.
     """
 
     compiled_step: CompiledStep | None = None
+    # What was observed last; None if whoever was given the simulator may have changed it since.
+    _observed: Any = None
+
+    def __init__(
+        self,
+        environment: StreamedEnvironment,
+        group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
+        *,
+        max_steps: int | None = None,
+    ) -> None:
+        self.max_steps = _NO_LIMIT if max_steps is None else max_steps
+        super().__init__(environment, group_map=group_map)
 
     @property
     def _env(self) -> StreamedEnvironment:
         """VMAS's environment, which whoever asks for it may change."""
+        self._observed = None
         if self.compiled_step is not None:
             self.compiled_step.look_again()
         return self._environment
@@ -39,10 +65,10 @@ class VmasBatchWrapper(VmasWrapper):
 
     def compile_step(self) -> None:
         """Step by one compiled function from now on."""
-        actions = {group: self.full_action_spec[group, "action"].zero() for group in self._members}
-        step = functools.partial(self._simulate, self._env.step)
-        without_draws = functools.partial(self._simulate, self._env.step_without_draws)
-        self.compiled_step = CompiledStep(self._env, step, without_draws, actions)
+        step = functools.partial(self._simulate, self._environment.step)
+        without_draws = functools.partial(self._simulate, self._environment.step_without_draws)
+        inputs = self._inputs(self.full_action_spec.zero().update(self.full_state_spec.zero()))
+        self.compiled_step = CompiledStep(self._environment, step, without_draws, inputs)
 
     def to(self, device: torch.device | str) -> VmasBatchWrapper:
         if self.compiled_step is not None and torch.device(device) != self.device:
@@ -50,39 +76,119 @@ class VmasBatchWrapper(VmasWrapper):
         return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions = {group: tensordict.get((group, "action")) for group in self._members}
-        return self._simulate(self._env.step, actions) if self.compiled_step is None else self.compiled_step(actions)
-
-    def _simulate(self, step: Callable[[list[Tensor]], list[Any]], actions: Actions) -> TensorDictBase:
-        by_agent: list[Any] = [None] * len(self.agent_names)
-        for group, members in self._members.items():
-            for i, action in zip(members, actions[group].unbind(1)):
-                by_agent[i] = action
-        observations, rewards, dones, infos = step(by_agent)
-        return self._read(observations, dones, infos, rewards)
+        inputs = self._inputs(tensordict)
+        if self.compiled_step is None:
+            observed, added = self._simulate(self._environment.step, inputs)
+        else:
+            observed, added = self.compiled_step(inputs)
+        self._observed = observed
+        return self._tensordict(observed, added)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         # A reset of all is faster, but whether the mask picks all is read on a CPU only: a GPU would have to be waited
         # for.
         if mask is None or (mask.device.type == "cpu" and mask.all()):
-            self._env.reset(return_observations=False)
-            return self._read(*self._env.get_from_scenario(True, False, True, True))
-        return self._read(*self._env.reset_rows(mask.squeeze(-1)))
+            self._environment.reset(return_observations=False)
+            observed = self._observe()
+            if self.compiled_step is not None:
+                self.compiled_step.look_again()
+        else:
+            observed = self._reset_rows(mask.squeeze(-1))
+        self._observed = observed
+        return self._tensordict(observed, self._first(observed, tensordict, mask))
 
-    def _read(self, observations: Any, dones: Any, infos: Any, rewards: Any = None) -> TensorDictBase:
-        done = self.read_done(dones)  # (num_envs, 1)
-        groups: dict[str, Any] = {"done": done, "terminated": done.clone()}
+    def _reset_rows(self, mask: Tensor) -> Any:
+        step = self.compiled_step
+        places = None if step is None else step.current_places()
+        observed = self._environment.reset_rows(mask, self._observe, self._observed, places)
+        if step is not None:
+            if places is None or self._environment.shared_state:
+                step.look_again()
+            else:
+                step.take_over()
+        return observed
+
+    def _inputs(self, tensordict: TensorDictBase) -> Inputs:
+        """What a step needs, by key."""
+        keys = [(group, name) for group in self._members for name in ("action", "episode_reward")]
+        return {key: tensordict[key] for key in (*keys, "step_count")}
+
+    def _simulate(self, step: Callable[[list[Tensor]], list[Any]], inputs: Inputs) -> tuple[Any, Any]:
+        """What is observed after a step, and the entries beside it, by group and at the root."""
+        by_agent: list[Any] = [None] * len(self.agent_names)
+        for group, members in self._members.items():
+            for i, action in zip(members, inputs[group, "action"].unbind(1)):
+                by_agent[i] = action
+        observations, rewards, dones, infos = step(by_agent)
+        observed = self._read(observations, dones, infos)
+        step_count = inputs["step_count"] + 1  # (num_envs, 1)
+        truncated = step_count >= self.max_steps
+        added: dict[str, Any] = self._ends(observed["done"], truncated)
+        added |= {"step_count": step_count, "is_init": torch.zeros_like(truncated)}
+        for group, members in self._members.items():
+            # diff_drive makes its rewards on the CPU.
+            reward = self._stack([rewards[i] for i in members]).to(self.device)  # (num_envs, N, 1)
+            added[group] |= {"reward": reward, "episode_reward": inputs[group, "episode_reward"] + reward}
+        return observed, added
+
+    def _observe(self) -> Any:
+        return self._read(*self._environment.get_from_scenario(True, False, True, True))
+
+    def _first(self, observed: Any, tensordict: TensorDictBase | None, mask: Tensor | None) -> Any:
+        """The entries beside what is observed after a reset: zero, but as they were where the mask is false."""
+
+        def restart(key: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            zero = torch.zeros(*self.batch_size, *shape, dtype=dtype, device=self.device)
+            before = None if tensordict is None else tensordict.get(key, None)
+            if mask is None or before is None:
+                return zero
+            return torch.where(mask.view(-1, *[1] * len(shape)), zero, before)
+
+        step_count = restart("step_count", (1,), torch.int64)
+        added = self._ends(observed["done"], step_count >= self.max_steps)
+        is_init = torch.ones_like(observed["done"]) if mask is None else mask.clone()
+        added |= {"step_count": step_count, "is_init": is_init}
+        for group, members in self._members.items():
+            added[group]["episode_reward"] = restart((group, "episode_reward"), (len(members), 1), torch.float32)
+        return added
+
+    def _ends(self, terminated: Tensor, truncated: Tensor) -> dict[str, Any]:
+        """Whether episodes end, ``(num_envs, 1)``, and a copy for each agent, ``(num_envs, N, 1)``."""
+        ends = dict(zip(_DONE, (truncated | terminated, terminated, truncated)))
+        copies = {
+            group: {name: end.unsqueeze(-2).repeat(1, len(members), 1) for name, end in ends.items()}
+            for group, members in self._members.items()
+        }
+        return ends | copies
+
+    def _read(self, observations: Any, dones: Any, infos: Any) -> dict[str, Any]:
+        """Observations and infos by group, stacked; those of agents that have different entries one by one."""
+        observed: dict[str, Any] = {"done": self.read_done(dones)}  # (num_envs, 1)
         for group, members in self._members.items():
             agents = []
             for i in members:
                 agents.append({"observation": observations[i]})
-                if rewards is not None:
-                    agents[-1]["reward"] = rewards[i]
                 if infos[i]:
                     agents[-1]["info"] = {key: value.to(torch.float32) for key, value in infos[i].items()}
-            groups[group] = self._stack(agents) if self._uniform[group] else self._stack_lazily(agents, group)
-        return TensorDict(groups, batch_size=self.batch_size, device=self.device)
+            observed[group] = self._stack(agents) if self._uniform[group] else agents
+        return observed
+
+    def _tensordict(self, observed: dict[str, Any], added: dict[str, Any]) -> TensorDictBase:
+        entries = {**added}
+        for group, members in self._members.items():
+            agents = observed[group]
+            if isinstance(agents, list):
+                entries[group] = self._stack_lazily(agents, group)
+                entries[group].update(added[group])
+                continue
+            batch_size = torch.Size((*self.batch_size, len(members)))
+            entries[group] = self._nested({**agents, **added[group]}, batch_size)
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
+
+    def _nested(self, entries: dict[str, Any], batch_size: torch.Size) -> TensorDict:
+        nested = {key: self._nested(v, batch_size) if isinstance(v, dict) else v for key, v in entries.items()}
+        return TensorDict(nested, batch_size=batch_size, device=self.device)
 
     @functools.cached_property
     def _members(self) -> dict[str, list[int]]:
@@ -101,22 +207,40 @@ class VmasBatchWrapper(VmasWrapper):
             for group in self.group_map
         }
 
-    def _stack(self, agents: list[Any]) -> Tensor | TensorDictBase:
+    def _stack(self, agents: list[Any]) -> Any:
         """``N`` tensors ``(num_envs, ...)``, or dictionaries of them, as one, ``(num_envs, N, ...)``."""
         if isinstance(agents[0], Tensor):
             stacked = torch.stack(agents, dim=1)
             return stacked.unsqueeze(-1) if stacked.ndim == 2 else stacked
-        entries = {key: self._stack([agent[key] for agent in agents]) for key in agents[0]}
-        return TensorDict(entries, batch_size=(*self.batch_size, len(agents)), device=self.device)
+        return {key: self._stack([agent[key] for agent in agents]) for key in agents[0]}
 
     def _stack_lazily(self, agents: list[Any], group: str) -> TensorDictBase:
         """Agents of different entries or shapes as TorchRL stacks them: lazily, or what all of them have."""
-        by_agent = [self._stack([agent])[:, 0] for agent in agents]
+        by_agent = [self._nested(self._stack([agent]), torch.Size((*self.batch_size, 1)))[:, 0] for agent in agents]
         stacked = LazyStackedTensorDict.maybe_dense_stack(by_agent, dim=1)
         return stacked if self.het_specs_map[group] else stacked.to_tensordict()
 
+    def _make_specs(self, env: StreamedEnvironment) -> None:
+        super()._make_specs(env)
+        self.full_done_spec_unbatched = Composite({name: self._flag() for name in _DONE}, device=self.device)
+        observation: Composite = self.full_observation_spec_unbatched  # type: ignore[has-type]
+        state = Composite(device=self.device)
+        for group, names in self.group_map.items():
+            total = Unbounded((len(names), 1), device=self.device)
+            state[group] = Composite(episode_reward=total, shape=(len(names),), device=self.device)
+        count = Bounded(0, _NO_LIMIT, shape=(1,), dtype=torch.int64, device=self.device)
+        observation["step_count"], observation["is_init"], state["step_count"] = count, self._flag(), count.clone()
+        self.full_observation_spec_unbatched, self.full_state_spec_unbatched = observation, state
+
+    def _flag(self, *size: int) -> Categorical:
+        return Categorical(2, shape=(*size, 1), dtype=torch.bool, device=self.device)
+
     def _make_unbatched_group_specs(self, group: str) -> tuple[Composite | None, ...]:
         observation, action, reward, info = super()._make_unbatched_group_specs(group)
+        n_agents = len(self.group_map[group])
+        for name in _DONE:
+            observation[name] = self._flag(n_agents)
+        observation["episode_reward"] = Unbounded((n_agents, 1), device=self.device)
         bounds = [self.action_space[self.agent_names_to_indices_map[name]] for name in self.group_map[group]]
         if len({space.shape for space in bounds}) == 1 and isinstance(bounds[0], spaces.Box):
             low, high = (

@@ -14,6 +14,7 @@ import contextvars
 import functools
 import itertools
 import operator
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ from vmas.simulator.utils import LINE_MIN_DIST, TorchUtils, X, Y
 from torchrl_bicnet.vmas_fast.cached_tensors import column, indices
 from torchrl_bicnet.vmas_fast.contacts import SHAPE_ORDER, add_rows, contact_points, physics_functions
 from torchrl_bicnet.vmas_fast.distances import Sensing
+from torchrl_bicnet.vmas_fast.scenario_parts import part_of
 from torchrl_bicnet.vmas_fast.sync_free import class_without_syncs
 
 _Pair = tuple[int, int]
@@ -47,30 +49,37 @@ def every_pair() -> Iterator[None]:
         _every_pair.reset(token)
 
 
-def use_batched_world(environment: Environment, *, checks: bool = False) -> None:
+def use_batched_world(environment: Environment, *, never_wait: bool = False, checks: bool = False) -> None:
     """Give the objects of this environment, and of no other, classes whose step does not wait for the device.
 
     Args:
         environment (Environment): of VMAS.
 
     Keyword Args:
-        checks (bool): keeps the assertions of VMAS and of the scenario about tensors. Defaults to ``False``.
+        never_wait (bool): rewrites functions that are not written in VMAS's own files too, and lets scripted players of
+            football draw other random numbers than in VMAS. Defaults to ``False``.
+        checks (bool): keeps VMAS's assertions about tensors. Defaults to ``False``.
     """
     world = environment.world
     parts = [environment.scenario, world, *world.entities, *world.joints]
     for agent in world.agents:
         parts += [agent.action, agent.dynamics, *agent.sensors]
-    for part in parts:
-        part.__class__ = _sync_free_class(type(part), checks)  # type: ignore[arg-type]
+        if isinstance(agent.action_script, types.MethodType):
+            parts.append(agent.action_script.__self__)
+    for part in {id(part): part for part in parts}.values():  # one policy may play several agents
+        part.__class__ = _sync_free_class(type(part), never_wait, checks)  # type: ignore[arg-type]
 
 
 # Bounded, since VMAS makes new classes for every environment it loads.
 @functools.lru_cache(maxsize=256)
-def _sync_free_class(cls: Any, checks: bool) -> type:
-    sync_free = class_without_syncs(cls, checks=checks, **physics_functions(checks))
-    if cls not in _BATCHED:
-        return sync_free
-    return type(cls.__name__, (_BATCHED[cls], sync_free), {"__module__": cls.__module__})
+def _sync_free_class(cls: Any, never_wait: bool, checks: bool) -> type:
+    functions = physics_functions(checks)
+    sync_free = class_without_syncs(cls, rewrite_foreign=never_wait, checks=checks, **functions)
+    if part := part_of(cls, never_wait=never_wait):
+        return type(cls.__name__, (part(sync_free),), {"__module__": cls.__module__})
+    if cls in _BATCHED:
+        return type(cls.__name__, (_BATCHED[cls], sync_free), {"__module__": cls.__module__})
+    return sync_free
 
 
 class BatchedWorld(World):
@@ -83,12 +92,12 @@ class BatchedWorld(World):
 
     def step(self) -> None:
         entities = self.entities
-        self.entity_index_map = {entity: i for i, entity in enumerate(entities)}
+        self._fill("entity_index_map", zip(entities, itertools.count()))
         joints, pairs = self._joints_and_pairs(entities)
         zeros = [torch.zeros(self.batch_dim, size, device=self.device) for size in (self.dim_p, 1)]
         for substep in range(self._substeps):
-            self.forces_dict = dict.fromkeys(entities, zeros[0])
-            self.torques_dict = dict.fromkeys(entities, zeros[1])
+            self._fill("forces_dict", dict.fromkeys(entities, zeros[0]))
+            self._fill("torques_dict", dict.fromkeys(entities, zeros[1]))
             for entity in entities:
                 if isinstance(entity, Agent):
                     self._apply_action_force(entity)
@@ -107,6 +116,12 @@ class BatchedWorld(World):
         if self._dim_c > 0:
             for agent in self._agents:
                 self._update_comm_state(agent)
+
+    def _fill(self, name: str, items: Any) -> None:
+        """Keep the dictionary, so that the objects of a world are the same after a step."""
+        kept = self.__dict__.setdefault(name, {})
+        kept.clear()
+        kept.update(items)
 
     def weightless(self) -> bool:
         """Whether there is no gravity, which decides what a step does."""

@@ -8,16 +8,21 @@ step, and cannot be captured in a graph:
 | ``x[mask] = c``              | a number is copied to the device | ``x.masked_fill_(mask, c)``           |
 | ``x[mask] += c``             | the rows of the mask are counted | ``where(mask, x + c, x)`` into ``x``  |
 | ``x[mask] = -y[mask]``       | the same, twice                  | ``where(mask, -y, x)`` into ``x``     |
+| ``x[mask, 0] = c``           | a number is copied to the device | the same as above, into ``x[:, 0]``   |
+| ``x[mask][:, 0] = c``        | the rows of the mask are counted | left out: it writes to a copy         |
 | ``x[:, 0] = c``              | a number is copied to the device | ``x[:, 0].fill_(c)``                  |
 | ``torch.tensor(c)``          | a number is copied to the device | a copy of a tensor made before        |
 | ``torch.where(mask, c, x)``  | a tensor is made of a number     | ``x.masked_fill(mask, c)``            |
 | ``assert mask.all()``        | a tensor is read                 | left out, unless asked for            |
 | ``if world.collides(a, b):`` | a tensor is read                 | a mask more on what is written inside |
 
-and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by the same mask. The values are equal to
-the bit: the same operations run, on more elements. If at run time the mask is no boolean tensor, or the value neither a
-number nor gathered by the same mask, the old form is taken. The new functions live on a subclass made for the object at
-hand; VMAS's classes and modules stay as they are.
+and so with ``-=``, ``*=``, ``/=`` and sums of numbers and tensors gathered by the same mask, also clamped. The values
+are equal to the bit: the same operations run, on more elements. If at run time the mask is no boolean tensor, or the
+value neither a number nor gathered by the same mask, the old form is taken. The new functions live on a subclass made
+for the object at hand; VMAS's classes and modules stay as they are.
+
+Functions that are not written in VMAS's own files are left as they are unless asked for: what a user may write is more
+than can be tested. What they assert is never left out.
 """
 
 from __future__ import annotations
@@ -29,8 +34,10 @@ import re
 import types
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import vmas
 from vmas.simulator import physics
 
 from torchrl_bicnet.vmas_fast.sync_free_ops import HELPERS
@@ -40,22 +47,24 @@ _OPERATORS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast
 SIDE_EFFECT_FREE = frozenset(
     ("get_distance", "is_overlapping", "vector_norm", "norm", "abs", "sum", "clamp", "exp", "sqrt", "square", "float")
 )
+_VMAS = Path(vmas.__file__).parent
 # Methods that no step calls.
-_NOT_OF_A_STEP = ("__init__", "make_world", "render", "extra_render")
+_NOT_OF_A_STEP = ("__init__", "make_world", "to", "render", "extra_render")
 
 
-def class_without_syncs(cls: type, *, checks: bool = False, **names: Any) -> type:
+def class_without_syncs(cls: type, *, rewrite_foreign: bool = True, checks: bool = False, **names: Any) -> type:
     """A subclass of ``cls`` whose functions, inherited ones too, are rewritten by :func:`without_syncs`.
 
     Args:
         cls (type): the class.
 
     Keyword Args:
-        checks (bool): keeps assertions about tensors. Defaults to ``False``.
+        rewrite_foreign (bool): rewrites functions that are not written in VMAS's own files too. Defaults to ``True``.
+        checks (bool): keeps VMAS's assertions about tensors. Defaults to ``False``.
         **names: replacements of global functions of ``vmas.simulator.physics``, by their names.
 
     Returns:
-        type: of the same name, module and documentation.
+        type: of the same name, module and documentation; ``cls`` itself where nothing is rewritten.
     """
     attributes: dict[str, Any] = {}
     for owner in reversed(cls.__mro__[:-1]):
@@ -63,10 +72,13 @@ def class_without_syncs(cls: type, *, checks: bool = False, **names: Any) -> typ
     new: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     for name, function in attributes.items():
         if isinstance(function, types.FunctionType) and name not in _NOT_OF_A_STEP:
-            other = without_syncs(function, checks=checks, **names)
+            foreign = not Path(function.__code__.co_filename).is_relative_to(_VMAS)
+            if foreign and not rewrite_foreign:
+                continue
+            other = without_syncs(function, checks=checks or foreign, **names)
             if other is not function:
                 new[name] = other
-    return type(cls.__name__, (cls,), new)
+    return type(cls.__name__, (cls,), new) if len(new) > 2 else cls
 
 
 def without_syncs(function: types.FunctionType, *, checks: bool = False, **names: Any) -> types.FunctionType:
@@ -113,19 +125,21 @@ def _sync_free_code(
     # Names that the function closes over, and ours, are arguments of a function around it.
     parameters = [ast.arg(name) for name in names]
     around = ast.FunctionDef("around", ast.arguments([], parameters, None, [], [], None, []), [], [])
-    around.body = [_Rewriter(definition, checks).visit(definition), ast.Return(ast.Name(definition.name, ast.Load()))]
+    rewriter = _Rewriter(definition, checks)
+    around.body = [rewriter.visit(definition), ast.Return(ast.Name(definition.name, ast.Load()))]
     module = ast.fix_missing_locations(ast.Module([around], []))
     ast.increment_lineno(module, first_line - 1 - indented)
     # Taken from inside the compiled function, which is never run: defaults and decorators are those of the original.
     code: Any = compile(module, filename, "exec", dont_inherit=True)
     for name in ("around", definition.name):
         code = next(part for part in code.co_consts if isinstance(part, types.CodeType) and part.co_name == name)
-    return code if set(code.co_freevars) & set(names) else None
+    return code if rewriter.leaves_out or set(code.co_freevars) & set(names) else None
 
 
 class _Rewriter(ast.NodeTransformer):
     def __init__(self, definition: ast.FunctionDef, checks: bool) -> None:
         self.checks = checks
+        self.leaves_out = False  # an assertion
         self.near: list[str] = []  # variables that hold the answers of the `if world.collides` around the statement
         parts = list(ast.walk(definition))
         questions = [part for part in parts if isinstance(part, ast.If) and _is_collision_check(part.test)]
@@ -140,7 +154,10 @@ class _Rewriter(ast.NodeTransformer):
         of_tensors = any(
             isinstance(part, ast.Attribute) and part.attr in ("all", "any") for part in ast.walk(node.test)
         )
-        return ast.copy_location(ast.Pass(), node) if of_tensors and not self.checks else self.generic_visit(node)
+        if self.checks or not of_tensors:
+            return self.generic_visit(node)
+        self.leaves_out = True
+        return ast.copy_location(ast.Pass(), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -176,11 +193,14 @@ class _Rewriter(ast.NodeTransformer):
         if gathered.found and gathered.possible:
             ungathered = ast.Tuple([ast.Tuple(gathered.leaves, ast.Load()), _lambda(everywhere)], ast.Load())
         later = op is not None or isinstance(ungathered, ast.Tuple)
+        x = target.value
+        if isinstance(x, ast.Subscript) and isinstance(node.value, ast.Constant):
+            x = _call("sync_free_part", x.value, _index(x.slice))
         write = _call(
             "sync_free_write",
             ast.Constant(None) if later else node.value,
-            target.value,
-            ast.Subscript(ast.Name("sync_free_index", ast.Load()), target.slice, ast.Load()),
+            x,
+            _index(target.slice),
             _lambda(node.value) if later else ast.Constant(None),
             ast.Constant(op),
             ungathered,
@@ -193,20 +213,26 @@ class _Ungather(ast.NodeTransformer):
     """``y[mask] - 2 * z[mask]`` without the masks: arithmetic whose other leaves are, at run time, numbers."""
 
     def __init__(self, index: ast.expr) -> None:
-        self.index = ast.unparse(index)
+        self.mask = ast.unparse(_first(index))
         self.leaves: list[ast.expr] = []
         self.found = False
         # An index with a call would be evaluated once instead of several times.
         self.possible = not any(isinstance(part, ast.Call) for part in ast.walk(index))
+        self.possible = self.possible and not isinstance(_first(index), (ast.Slice, ast.Constant))
 
     def visit(self, node: Any) -> Any:
-        if isinstance(node, ast.Subscript) and ast.unparse(node.slice) == self.index:
+        if isinstance(node, ast.Subscript) and ast.unparse(_first(node.slice)) == self.mask:
             self.found = True
-            return node.value
+            if _first(node.slice) is node.slice:
+                return node.value
+            node.slice = _call("sync_free_whole", _index(node.slice))
+            return node
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             node.operand = self.visit(node.operand)
         elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             node.left, node.right = self.visit(node.left), self.visit(node.right)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.clamp" and not node.keywords:
+            node.args = [self.visit(argument) for argument in node.args]
         else:
             self.leaves.append(node)
             self.possible = self.possible and isinstance(node, (ast.Constant, ast.Name, ast.Attribute))
@@ -273,11 +299,22 @@ def _only_writes(body: list[ast.stmt], inner: set[str], assigned: set[str]) -> b
         if _names([read]).keys() & (inner - assigned) or has_side_effects(node):
             return False
         if isinstance(node, ast.If):
-            if not all(_only_writes(branch, inner, {*assigned}) for branch in (node.body, node.orelse)):
+            branches = {*assigned}, {*assigned}
+            if not all(map(_only_writes, (node.body, node.orelse), (inner, inner), branches)):
                 return False
+            assigned |= branches[0] & branches[1]
         elif variable is not None:
             assigned.add(variable)
     return True
+
+
+def _first(index: ast.expr) -> ast.expr:
+    """``mask`` of ``mask, 0``; others as they are."""
+    return index.elts[0] if isinstance(index, ast.Tuple) and index.elts else index
+
+
+def _index(of: ast.expr) -> ast.expr:
+    return ast.Subscript(ast.Name("sync_free_index", ast.Load()), of, ast.Load())
 
 
 def _lambda(body: ast.expr) -> ast.Lambda:

@@ -28,7 +28,9 @@ def _write(
     a value like ``2 * y[index] + c`` these are the leaves ``2`` and ``c``, which must be numbers, and a function that
     computes ``2 * y + c`` for all entries. ``near`` are the answers of the ``world.collides`` around the statement.
     """
-    by_mask = isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(x, Tensor)
+    if isinstance(x, Tensor) and isinstance(index, tuple) and index and _is_mask(index[0]) and _is_basic(index[1:]):
+        x, index = x[_whole(index)], index[0]
+    by_mask = isinstance(x, Tensor) and _is_mask(index)
     if by_mask and ungathered is not None and all(map(_is_number, ungathered[0])):
         _write_where(functools.reduce(operator.and_, near, index), x, op, ungathered[1]())
         return
@@ -54,11 +56,27 @@ def _write_where(mask: Tensor, x: Tensor, op: str | None, new: Any) -> None:
     elif not isinstance(new, Tensor):
         x.masked_fill_(mask, new)
         return
-    # Without op, `new` may look at the memory of x.
-    if op is not None and new.dtype == x.dtype and not x.requires_grad and not new.requires_grad:
+    # Without op, `new` may look at the memory of x. Dynamo takes no `out=` with gaps.
+    plain = new.dtype == x.dtype and x.is_contiguous() and not x.requires_grad and not new.requires_grad
+    if op is not None and plain:
         torch.where(mask, new, x, out=x)
     else:
         x.copy_(torch.where(mask, new, x))
+
+
+def _whole(index: Any) -> Any:
+    """``x[_whole((mask, 0))]`` is ``x[:, 0]``; other indices as they are."""
+    first, *others = index
+    return (*(slice(None),) * first.ndim, *others) if _is_mask(first) else index
+
+
+def _part(x: Any, index: Any) -> Any:
+    """``x[index]``, of which something is then set to a number: if that would be rows of a mask, another copy."""
+    return x.clone() if isinstance(x, Tensor) and _is_mask(index) else x[index]
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool
 
 
 def _is_basic(index: Any) -> bool:
@@ -117,5 +135,7 @@ HELPERS: dict[str, Any] = {
     "sync_free_where": _where,
     "sync_free_tensor": _tensor,
     "sync_free_collides": _collides,
+    "sync_free_whole": _whole,
+    "sync_free_part": _part,
     "sync_free_index": np.s_,  # an index such as `1:, 0` as an expression of its own
 }

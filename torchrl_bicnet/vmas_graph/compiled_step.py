@@ -7,11 +7,11 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -19,11 +19,12 @@ from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
 from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
+from torchrl_bicnet.vmas_graph.draws import Draw, GivenDraws
 from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
 from torchrl_bicnet.vmas_state.object_graph import SENSING
-from torchrl_bicnet.vmas_state.partial_reset import N_TRIALS
-from torchrl_bicnet.vmas_state.state_diff import SavedState
-from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, overlaps
+from torchrl_bicnet.vmas_state.saved_state import SavedState
+from torchrl_bicnet.vmas_state.start_states import N_TRIALS
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps
 from torchrl_bicnet.vmas_state.unwrap import scenario_name
 
 # Steps after which an environment holds its tensors in the same way at the end of each.
@@ -32,7 +33,7 @@ N_SETTLING = 3
 N_FUNCTIONS = 8
 # Sets of numbers that resets may choose from.
 N_KINDS = 3
-Actions = dict[str, Tensor]
+Inputs = dict[Any, Tensor]  # by key
 
 
 @dataclass
@@ -48,6 +49,7 @@ class CompiledFunction:
     outputs: Any = None  # the structure of the outputs
     written: frozenset[int] = frozenset()  # places whose tensors the step writes to in place
     shared: tuple[tuple[int, int], ...] = ()  # pairs of places, with one of those, that hold the same memory
+    draws: tuple[Draw, ...] = ()  # the random numbers that it is given
 
 
 class CompiledStep:
@@ -56,7 +58,7 @@ class CompiledStep:
     While it steps, the state is a flat list of tensors, one for each place that holds one (:class:`TensorPlaces`).
     After a step the new ones are put into their places, so that the objects of VMAS are never out of date; before it,
     those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is heard. Whoever
-    is given the environment may change anything (:meth:`look_again`): the next step walks over all objects. For other
+    is given the environment may change anything (:meth:`look_again`): the next step looks at all objects. For other
     numbers than before, such as another drag, the step is compiled anew.
 
     A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
@@ -65,75 +67,98 @@ class CompiledStep:
 
     Args:
         environment (Environment): of VMAS, from :func:`~torchrl_bicnet.make_vmas_env`.
-        step (callable): from the actions of each group, ``(num_envs, N, a)``, to the outputs.
+        step (callable): from tensors by key, such as the actions of each group, ``(num_envs, N, a)``, to the outputs.
         step_without_draws (callable): the same without swapping random streams in.
-        actions (dict): of each group, any, for their shapes.
+        inputs (dict): any, for their shapes.
 
     Raises:
-        ValueError: for a scenario whose step reads a tensor, draws random numbers or changes numbers of Python, or
-            whose resets do.
+        ValueError: for a scenario whose step reads a tensor, draws random numbers that depend on tensors or changes
+            numbers of Python, or whose resets do.
         RuntimeError: if it cannot be compiled here, as without a C++ compiler.
     """
 
     def __init__(
         self,
         environment: Environment,
-        step: Callable[[Actions], TensorDictBase],
-        step_without_draws: Callable[[Actions], TensorDictBase],
-        actions: Actions,
+        step: Callable[[Inputs], Any],
+        step_without_draws: Callable[[Inputs], Any],
+        inputs: Inputs,
     ) -> None:
         self.environment, self.step, self.step_without_draws = environment, step, step_without_draws
-        self.shapes = {group: action.shape for group, action in actions.items()}
+        self.shapes = {key: (value.shape, value.dtype) for key, value in inputs.items()}
         self.functions: list[CompiledFunction] = []
         self._changed = True  # perhaps, by somebody who was given the environment
-        self._tensors: list[Tensor] = []
         self._n_uncompiled = 0  # in a row
-        self._check(actions)
+        self._check(inputs)
 
     def look_again(self) -> None:
         """Expect that somebody changes the environment until the next step."""
         self._changed = True
 
-    def __call__(self, actions: Actions) -> TensorDictBase:
+    def current_places(self) -> TensorPlaces | None:
+        """The places with the tensors that the environment holds now; ``None`` if somebody may have changed more."""
+        return None if self._changed or not self._is_current() else self._places
+
+    def take_over(self) -> None:
+        """Go on from the tensors that were put into the places."""
+        self._make_dense()
+        written = self.current.written
+        if written and self.current.shared != _written(overlaps(self._places.tensors), written):
+            self._changed = True
+
+    def __call__(self, inputs: Inputs) -> Any:
         # Tensors of inference mode have no versions and cannot be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            given = [self._as_traced(group, actions[group]) for group in self.shapes]
+            given = [self._as_traced(key, inputs[key]) for key in self.shapes]
             if self._changed or not self._is_current():
                 self._enter(dict(zip(self.shapes, given)))
             function = self.current
             if function.call is None:
                 return self._step_uncompiled(function, dict(zip(self.shapes, given)))
             self._n_uncompiled = 0
-            results = function.call(*self._tensors, *given)
-            tensors = self._tensors + results[: function.n_new]
+            held = self._places.tensors
+            results = function.call(*held, *given, *self._draw(function.draws))
+            after = held + results[: function.n_new]
             for place, index in function.updates:
-                container, key = self._places[place]
-                self._tensors[place] = container[key] = tensors[index]
+                self._places.put(place, after[index])
             return tree_unflatten(results[function.n_new :], function.outputs)
 
-    def _as_traced(self, group: str, action: Tensor) -> Tensor:
-        if action.shape != self.shapes[group]:
-            raise ValueError(f"Expected actions of {group} of shape {self.shapes[group]}, found {action.shape}.")
-        action = action.detach().to(self.environment.device, torch.float32).contiguous()
-        return action.clone() if action.is_inference() else action
+    def _draw(self, draws: tuple[Draw, ...]) -> list[Tensor]:
+        if not draws:
+            return []
+        with self.environment.random_stream.of_torch():
+            return [draw() for draw in draws]
+
+    def _as_traced(self, key: Any, value: Tensor) -> Tensor:
+        shape, dtype = self.shapes[key]
+        if value.shape != shape:
+            raise ValueError(f"Expected {key} of shape {tuple(shape)}, found {tuple(value.shape)}.")
+        value = value.detach().to(self.environment.device, dtype).contiguous()
+        return value.clone() if value.is_inference() else value
 
     def _is_current(self) -> bool:
         """Whether each place holds its tensor: what is written to one is heard, but that of gravity decides more."""
-        found = [container[key] for container, key in self._places]
-        same = all(map(operator.is_, found, self._tensors))
+        found = [container[key] for container, key in self._places.places]
+        same = all(map(operator.is_, found, self._places.tensors)) and self._places.others_hold()
         return same and self.environment.world._gravity._version == self._gravity_version
 
-    def _enter(self, actions: Actions) -> None:
+    def _enter(self, inputs: Inputs) -> None:
         """Take the state from the objects."""
-        places = TensorPlaces(self.environment)
-        dense = {_memory(tensor): _dense(tensor) for tensor in places.tensors}
-        self._places, self._tensors = places.places, [dense[_memory(tensor)] for tensor in places.tensors]
-        places.install(self._tensors)
-        self.current = self._find(places, actions)
+        self._places = TensorPlaces.of(self.environment)
+        self._make_dense()
+        self.current = self._find(self._places, inputs)
         self._gravity_version = self.environment.world._gravity._version
         self._changed = False
 
-    def _find(self, places: TensorPlaces, actions: Actions) -> CompiledFunction:
+    def _make_dense(self) -> None:
+        dense: dict[Any, Tensor] = {}
+        for place, tensor in enumerate(self._places.tensors):
+            if not _is_dense(tensor):
+                memory = memory_of(tensor)
+                dense.setdefault(memory, tensor.detach().clone(memory_format=torch.contiguous_format))
+                self._places.put(place, dense[memory])
+
+    def _find(self, places: TensorPlaces, inputs: Inputs) -> CompiledFunction:
         world = self.environment.world
         signature = places.signature, isinstance(world, BatchedWorld) and world.weightless()
         pairs = overlaps(places.tensors)
@@ -141,30 +166,31 @@ class CompiledStep:
             if function.signature == signature and function.shared == _written(pairs, function.written):
                 return function
         with _traceless(self.environment):
-            function = Tracing(self, places, signature).function(actions)
+            function = Tracing(self, places, signature).function(inputs)
+        places.refresh()
         self.functions = [*self.functions[1 - N_FUNCTIONS :], function]
         return function
 
-    def _step_uncompiled(self, function: CompiledFunction, actions: Actions) -> TensorDictBase:
+    def _step_uncompiled(self, function: CompiledFunction, inputs: Inputs) -> Any:
         self._n_uncompiled += 1
         self._changed = True
         if self._n_uncompiled == N_SETTLING:
             message = f"Steps of {scenario_name(self.environment)} are not compiled for now: {function.problem}."
             warnings.warn(message, UserWarning, stacklevel=2)
-        return self.step(actions)
+        return self.step(inputs)
 
-    def _check(self, actions: Actions) -> None:
+    def _check(self, inputs: Inputs) -> None:
         """Compile the step that follows on others, take some steps and resets, and undo them."""
         saved = SavedState(self.environment)
         problem = ""
         try:
             for _ in range(N_SETTLING):
-                self.step(actions)
+                self.step(inputs)
             try:
                 first = TensorPlaces(self.environment)
                 with _traceless(self.environment):
-                    problem = Tracing(self, first, None).problem(actions)
-                problem = problem or self._change_by_resets(first, actions) or self._find(first, actions).problem
+                    problem = Tracing(self, first, None).problem(inputs)
+                problem = problem or self._change_by_resets(first, inputs) or self._find(first, inputs).problem
             except TypeError as error:
                 problem = str(error)
         finally:
@@ -173,28 +199,26 @@ class CompiledStep:
             name = scenario_name(self.environment)
             raise ValueError(f"A step of {name} cannot be compiled: {problem}. Use compile=False.")
 
-    def _change_by_resets(self, first: TensorPlaces, actions: Actions) -> str:
+    def _change_by_resets(self, first: TensorPlaces, inputs: Inputs) -> str:
         """What resets draw that is no tensor; empty if there is little to choose from."""
         environment, found = self.environment, [first]
-        one = torch.zeros(environment.num_envs, dtype=torch.bool, device=environment.device)
-        one[0] = True
         resets = [functools.partial(environment.reset, return_observations=False)] * N_TRIALS
-        resets.append(functools.partial(environment.reset_rows, one))
+        resets.append(functools.partial(environment.reset_at, 0, return_observations=False))
         before = SavedState(environment)
         for reset in resets:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # it will be given when the user resets
-                reset()
-            self.step(actions)
+            reset()
+            self.step(inputs)
             places = TensorPlaces(environment)
             if all(places.signature != other.signature for other in found):
                 found.append(places)
         before.restore()
-        return f"with a reset {found[0].difference(found[1])}" if len(found) > N_KINDS else ""
+        if len(found) <= N_KINDS:
+            return ""
+        return f"with a reset {found[0].difference(found[1])} changes in more than values of tensors"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the functions, for a copy, which compiles them again."""
-        return {**self.__dict__, "functions": [], "_changed": True, "_tensors": [], "_places": [], "current": None}
+        return {**self.__dict__, "functions": [], "_changed": True, "_places": None, "current": None}
 
 
 class Tracing:
@@ -204,46 +228,46 @@ class Tracing:
         self.environment, self.step = compiled.environment, compiled.step_without_draws
         self.places, self.signature = places, signature
         self.tensors = [container[key] for container, key in places.places]  # places has those before any copies
-        self.groups = list(compiled.shapes)
+        self.keys = list(compiled.shapes)
 
-    def problem(self, actions: Actions) -> str:
+    def problem(self, inputs: Inputs) -> str:
         """Run the step and say what keeps it from being compiled; empty if there is nothing."""
         versions = [tensor._version for tensor in self.tensors]
         saved = SavedState(self.environment)
         with TraceGuard() as guard:
-            self.step(actions)
+            self.step(inputs)
         after = TensorPlaces(self.environment)
         self.written = frozenset(i for i, t in enumerate(self.tensors) if t._version != versions[i])
         self.shared = _written(overlaps(self.places.tensors), self.written)
+        self.draws = tuple(guard.draws)
         saved.restore()
         return guard.problems[0] if guard.problems else self._change(after)
 
-    def function(self, actions: Actions) -> CompiledFunction:
-        if problem := self.problem(actions):
+    def function(self, inputs: Inputs) -> CompiledFunction:
+        if problem := self.problem(inputs):
             return CompiledFunction(self.signature, problem, written=self.written, shared=self.shared)
-        return self._trace(actions)
+        return self._trace(inputs)
 
     def _change(self, after: TensorPlaces) -> str:
-        if change := self.places.difference(after):
-            return change
+        if path := self.places.difference(after):
+            return f"{path} changes in more than values of tensors"
         paths = self.places.paths
         for i, j in self.shared:
-            if _memory(self.places.tensors[i]) != _memory(self.places.tensors[j]):
+            if memory_of(self.places.tensors[i]) != memory_of(self.places.tensors[j]):
                 return f"it writes to memory of which {paths[i]} and {paths[j]} each hold a part"
         gravity = paths.index("world._gravity") if "world._gravity" in paths else None
         if gravity in self.written or (gravity is not None and after.tensors[gravity] is not self.tensors[gravity]):
             return "it changes the gravity of the world"
         return ""
 
-    def _trace(self, actions: Actions) -> CompiledFunction:
-        function = CompiledFunction(self.signature, written=self.written, shared=self.shared)
-        inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors] + [
-            actions[g].clone() for g in self.groups
-        ]
-        n = len(self.tensors)
+    def _trace(self, inputs: Inputs) -> CompiledFunction:
+        function = CompiledFunction(self.signature, written=self.written, shared=self.shared, draws=self.draws)
+        state = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.tensors]
+        given = [*(inputs[key].clone() for key in self.keys), *(draw() for draw in self.draws)]
+        n, n_given = len(state), len(state) + len(self.keys)
 
-        def traced(*inputs: Tensor) -> list[Tensor]:
-            before = list(inputs[:n])
+        def traced(*tensors: Tensor) -> list[Tensor]:
+            before = list(tensors[:n])
             # What a user may hold, such as the positions of the step before, is not written to.
             installed = [t.clone() if i in self.written else t for i, t in enumerate(before)]
             for i, j in self.shared:
@@ -251,25 +275,26 @@ class Tracing:
             self.places.install(installed)
             if isinstance(self.environment.world, BatchedWorld):
                 self.environment.world.assume_weightless(self.signature[1])
-            leaves, function.outputs = tree_flatten(self.step(dict(zip(self.groups, inputs[n:]))))
-            index = {_memory(tensor): i for i, tensor in enumerate(before)}
+            with GivenDraws(tensors[n_given:]):
+                leaves, function.outputs = tree_flatten(self.step(dict(zip(self.keys, tensors[n:n_given]))))
+            index = {memory_of(tensor): i for i, tensor in enumerate(before)}
             new: list[Tensor] = []
             updates = []
             for place, tensor in enumerate(TensorPlaces(self.environment).tensors):
-                if _memory(tensor) not in index:
-                    index[_memory(tensor)] = n + len(new)
+                if memory_of(tensor) not in index:
+                    index[memory_of(tensor)] = n + len(new)
                     new.append(tensor)
-                if index[_memory(tensor)] != place:
-                    updates.append((place, index[_memory(tensor)]))
+                if index[memory_of(tensor)] != place:
+                    updates.append((place, index[memory_of(tensor)]))
             function.n_new, function.updates = len(new), tuple(updates)
             return [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*new, *leaves)]
 
         try:
-            graph = make_fx(traced)(*inputs)
+            graph = make_fx(traced)(*state, *given)
         except Exception as error:
             function.problem = f"it cannot be traced: {error!r}"
             return function
-        function.call = compile_graph(graph, inputs, scenario_name(self.environment))
+        function.call = compile_graph(graph, [*state, *given], scenario_name(self.environment))
         return function
 
 
@@ -279,7 +304,7 @@ def _traceless(environment: Environment) -> Iterator[None]:
     saved = SavedState(environment)
     vars(environment.world).pop(SENSING, None)
     try:
-        with torch.no_grad(), every_pair():
+        with deepcopy(environment.random_stream), torch.no_grad(), every_pair():
             yield
     finally:
         vars(environment.world).pop(SENSING, None)
@@ -290,13 +315,6 @@ def _written(pairs: list[tuple[int, int]], written: frozenset[int]) -> tuple[tup
     return tuple(pair for pair in pairs if not written.isdisjoint(pair))
 
 
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors with the same elements in the same order."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """As the compiled function takes it: contiguous, with a version, without gradients."""
-    tensor = tensor.detach() if tensor.requires_grad else tensor
-    own = tensor.is_contiguous() and not tensor.is_inference()
-    return tensor if own else tensor.clone(memory_format=torch.contiguous_format)
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it is as the compiled function takes it: contiguous, with a version, without gradients."""
+    return tensor.is_contiguous() and not tensor.is_inference() and not tensor.requires_grad

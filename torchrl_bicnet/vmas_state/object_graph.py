@@ -19,11 +19,15 @@ from vmas.simulator.environment import Environment
 
 # The attribute of a world that caches what was computed from its present state (vmas_fast/distances.py).
 SENSING = "_sensing"
-# Attributes of VMAS's environment and world that are no state: the cache, the window on the screen, much of which lives
-# outside of Python, and the spaces, which only describe.
+# The attribute of an environment that keeps the places of its tensors (tensor_places.py).
+PLACES = "_places"
+# Attributes of VMAS's environment and world that are no state: the caches, the window on the screen, much of which
+# lives outside of Python, and the spaces, which only describe.
 NO_STATE = frozenset(
-    {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING}
+    {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING, PLACES}
 )
+# Football's cache of distances between players, emptied at the start of each step.
+CACHES = {"AgentPolicy": frozenset({"team_disps"})}
 SCALARS = frozenset({bool, int, float, str, type(None)})
 # Known by name only, never looked into.
 OPAQUE = (
@@ -206,7 +210,7 @@ def stream_paths(graph: ObjectGraph, environment: Environment) -> tuple[str, ...
 
 
 def _no_state(obj: Any) -> frozenset[str]:
-    return NO_STATE if isinstance(obj, (Environment, World)) else frozenset()
+    return NO_STATE if isinstance(obj, (Environment, World)) else CACHES.get(type(obj).__name__, frozenset())
 
 
 @functools.lru_cache(maxsize=1024)
