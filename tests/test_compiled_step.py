@@ -32,12 +32,12 @@ REFUSED = {
     "simple_reference": "with a reset .*goal.* changes in more than values of tensors",
 }
 REFUSED_SLOWLY = {"road_traffic": "nonzero reads a tensor on the host, in road_traffic.py:"}
-# The others take minutes to compile.
+# The others take longer to compile.
 SLOW = [
     *("asym_joint", "balance", "circle_trajectory", "diff_drive", "dropout", "flocking", "football", "give_way"),
     *("goal", "navigation", "reverse_transport", "simple", "simple_adversary", "simple_crypto", "simple_push"),
     *("simple_speaker_listener", "simple_tag", "simple_world_comm", "transport", "vel_control", "wheel"),
-    "wind_flocking",
+    *("wind_flocking", "kinematic_bicycle"),  # the last one is called in pieces
 ]
 # A joint's force is a thousand times the distance that rounding moves: a last bit of a position has the same effect.
 TOLERANCES = {"asym_joint": 1e-2}

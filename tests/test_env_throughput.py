@@ -105,8 +105,8 @@ def test_the_compiled_step_is_a_contender():
 
 
 def test_what_cannot_be_compiled_is_left_out_with_the_reason():
-    cell = step(replace(TINY, compiled=True), "give_way", 2)
-    assert "A step of give_way cannot be compiled" in cell["left_out"][COMPILED]
+    cell = step(replace(TINY, compiled=True), "discovery", 2)
+    assert "A step of discovery cannot be compiled" in cell["left_out"][COMPILED]
     assert {"ours", "VmasEnv"} <= cell["seconds"].keys()
 
 

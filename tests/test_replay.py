@@ -85,7 +85,7 @@ def on_cuda(scenario, compile):
 class TestOnCuda:
     pytestmark = needs_cuda
 
-    @pytest.mark.parametrize("scenario", ["navigation", "simple_spread", "kinematic_bicycle"])
+    @pytest.mark.parametrize("scenario", ["navigation", "simple_spread", "balance"])
     def test_each_step_equals_the_uncompiled_one(self, scenario):
         plain, compiled = on_cuda(scenario, False), on_cuda(scenario, True)
         td, generator = compiled.reset(), torch.Generator().manual_seed(0)
