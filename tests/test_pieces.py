@@ -15,6 +15,8 @@ def short_pieces(monkeypatch):
 def substeps(n):
     """A world: a start, so many substeps that write in place, to views too, and an end that reads them all."""
 
+    masses = torch.tensor([1.0, 2.0, 3.0])  # a constant of the graph
+
     def step(position, velocity, action):
         position, velocity, constant = position.clone(), velocity.clone(), torch.full((3,), 0.5)
         force = (action * 2).tanh()
@@ -24,6 +26,9 @@ def substeps(n):
             velocity = torch.stack([x + force * constant, y.cos() - x], -1)
             velocity[:, 0] += position[:, 1]
             position += velocity * 0.1
+            weight = masses.clone()
+            weight += velocity[:, 0]
+            velocity = velocity * weight.unsqueeze(-1).tanh()
             if i == n - 2:
                 middle = velocity  # read by the end, of one substep alone
         return [position, velocity, (position * middle).sum(-1), action.clone()]

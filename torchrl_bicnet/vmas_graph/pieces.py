@@ -30,7 +30,12 @@ def compile_in_pieces(
         inputs (list of Tensor): of the shapes that it will be called with.
         compile_piece (callable): from a piece and its inputs to a function that returns a list.
     """
-    # A piece that wrote to a value of another one would have to know what else shares its memory.
+    if len(graph.graph.nodes) <= MAX_OPERATIONS:
+        return compile_piece(graph, inputs)
+    # A piece that wrote to a value of another one would have to know what else shares its memory. Of constants,
+    # `functionalize` knows only those that it is given.
+    constants = _lift_constants(graph)
+    inputs = [*inputs, *constants]
     graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
     graph.graph.eliminate_dead_code()
     values = dict(zip(graph.graph.find_nodes(op="placeholder"), inputs))
@@ -51,12 +56,23 @@ def compile_in_pieces(
     returned = [places[node] for node in output.args[0]]
 
     def call(*inputs: Tensor) -> list[Tensor]:
-        values = list(inputs)
+        values = [*inputs, *constants]
         for function, read in calls:
             values += function(*[values[place] for place in read])
         return [values[place] for place in returned]
 
     return call
+
+
+def _lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that a graph holds, after the others, and return them."""
+    constants = graph.graph.find_nodes(op="get_attr")
+    first = next(node for node in graph.graph.nodes if node.op != "placeholder")
+    for node in constants:
+        with graph.graph.inserting_before(first):
+            node.replace_all_uses_with(graph.graph.placeholder(f"constant_{node.name}"))
+    graph.recompile()
+    return [getattr(graph, str(node.target)) for node in constants]
 
 
 def pieces(graph: Graph) -> list[tuple[list[Node], list[Node]]]:
@@ -95,7 +111,7 @@ def _kinds(operations: list[Node]) -> list[int]:
 def _borders(operations: list[Node], kinds: list[int]) -> list[int]:
     """Where pieces begin, and the end: each period of what repeats, and nothing too long."""
     n = len(operations)
-    borders = [0, *(_periods(operations, kinds) if n > MAX_OPERATIONS else []), n]
+    borders = [0, *_periods(operations, kinds), n]
     parts = []
     for start, end in itertools.pairwise(borders):
         count = -(-(end - start) // MAX_OPERATIONS)
