@@ -283,6 +283,18 @@ class TestHandingOut:
             starts.append(partly_reset(env, torch.arange(6) == 5))
         assert_same(*starts)
 
+    @pytest.mark.parametrize("scenario", ["navigation", "dropout", "wheel"])
+    def test_what_is_given_is_what_is_observed_of_the_state(self, scenario):
+        """Of the episode before, as in VMAS, where a reset sets nothing: the reward in navigation's info."""
+        env = make_vmas_env(scenario, 6, seed=0)
+        td = env.reset()
+        for step in range(6):
+            td = env.step(env.rand_action(td))["next"]
+            mask = (torch.arange(6) == step).unsqueeze(-1)
+            found = env.base_env._reset(TensorDict({"_reset": mask}, [6]))
+            expected = env.base_env._observe()["agents"]
+            assert_same([found["agents"].select(*expected).to_dict()], [expected])
+
     def test_what_is_written_from_outside_is_seen_by_the_others(self):
         env = make_vmas_env("simple_spread", 4, seed=0)
         td = env.rand_step(env.reset())["next"]

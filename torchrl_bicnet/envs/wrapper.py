@@ -96,7 +96,7 @@ class VmasBatchWrapper(VmasWrapper):
         else:
             observed = self._reset_rows(mask.squeeze(-1))
         self._observed = observed
-        return self._tensordict(observed, self._first(observed, tensordict, mask))
+        return self._tensordict(observed, self._first(observed))
 
     def _reset_rows(self, mask: Tensor) -> Any:
         step = self.compiled_step
@@ -135,22 +135,13 @@ class VmasBatchWrapper(VmasWrapper):
     def _observe(self) -> Any:
         return self._read(*self._environment.get_from_scenario(True, False, True, True))
 
-    def _first(self, observed: Any, tensordict: TensorDictBase | None, mask: Tensor | None) -> Any:
-        """The entries beside what is observed after a reset: zero, but as they were where the mask is false."""
-
-        def restart(key: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            zero = torch.zeros(*self.batch_size, *shape, dtype=dtype, device=self.device)
-            before = None if tensordict is None else tensordict.get(key, None)
-            if mask is None or before is None:
-                return zero
-            return torch.where(mask.view(-1, *[1] * len(shape)), zero, before)
-
-        step_count = restart("step_count", (1,), torch.int64)
+    def _first(self, observed: Any) -> Any:
+        """The entries beside what is observed of a start state; TorchRL keeps those of environments that go on."""
+        step_count = torch.zeros(*self.batch_size, 1, dtype=torch.int64, device=self.device)
         added = self._ends(observed["done"], step_count >= self.max_steps)
-        is_init = torch.ones_like(observed["done"]) if mask is None else mask.clone()
-        added |= {"step_count": step_count, "is_init": is_init}
+        added |= {"step_count": step_count, "is_init": torch.ones_like(observed["done"])}
         for group, members in self._members.items():
-            added[group]["episode_reward"] = restart((group, "episode_reward"), (len(members), 1), torch.float32)
+            added[group]["episode_reward"] = torch.zeros(*self.batch_size, len(members), 1, device=self.device)
         return added
 
     def _ends(self, terminated: Tensor, truncated: Tensor) -> dict[str, Any]:
