@@ -330,11 +330,15 @@ class SharingLater(Sharing):
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
-        self.again = self.count.clone()
+        self.again, self.seen = self.count.clone(), torch.zeros(B, 2)
 
     def post_step(self):
         super().post_step()
+        self.seen = self.again.clone()
         self.again = self.count
+
+    def observation(self, agent):
+        return self.seen
 
 
 class Transposed(Countdown):
