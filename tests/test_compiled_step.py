@@ -325,15 +325,16 @@ class Sharing(Countdown):
         return self.again * self.first.sum()
 
 
-class SharingLater(Sharing):
-    """Holds the tensor twice after a step, but not after a reset."""
+class SharingLater(Countdown):
+    """Holds a tensor that it writes to twice after a step, but not after a reset."""
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
-        self.again, self.seen = self.count.clone(), torch.zeros(B, 2)
+        self.count, self.again, self.seen = torch.zeros(B, 2), torch.zeros(B, 2), torch.zeros(B, 2)
 
     def post_step(self):
         super().post_step()
+        self.count += 1
         self.seen = self.again.clone()
         self.again = self.count
 
