@@ -100,9 +100,13 @@ class VmasBatchWrapper(VmasWrapper):
 
     def _reset_rows(self, mask: Tensor) -> Any:
         step = self.compiled_step
-        places = None if step is None else step.current_places()
-        observed = self._environment.reset_rows(mask, self._observe, self._observed, places)
-        if step is not None:
+        if step is None:
+            return self._environment.reset_rows(mask, self._observe, self._observed)
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            places = step.current_places()
+            observed = None if places is None else self._observed
+            observed = self._environment.reset_rows(mask, self._observe, observed, places)
             if places is None or self._environment.shared_state:
                 step.look_again()
             else:
