@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS: whole groups at once, the episode's bookkeeping, masked resets and compiled steps."""
+"""TorchRL's wrapper of VMAS: whole groups at once, the episode's bookkeeping, partial resets and compiled steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_LIMIT = torch.iinfo(torch.int64).max
 
 
 class VmasBatchWrapper(VmasWrapper):
-    """TorchRL's wrapper with an episode's bookkeeping, masked resets and one spec for agents of different bounds.
+    """TorchRL's wrapper with an episode's bookkeeping, partial resets and one spec for agents of different bounds.
 
     Its entries are those of TorchRL's ``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` around its own
     wrapper, so that a compiled step computes all of them. A step reads and writes each group as a whole, where TorchRL

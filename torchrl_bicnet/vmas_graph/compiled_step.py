@@ -56,9 +56,9 @@ class CompiledStep:
 
     While it steps, the state is a flat list of tensors, one for each place that holds one (:class:`TensorPlaces`).
     After a step the new ones are put into their places, so that the objects of VMAS are never out of date; before it,
-    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is noticed. Whoever
-    is given the environment may change anything (:meth:`look_again`): the next step looks at all objects. For other
-    numbers than before, such as another drag, the step is compiled anew.
+    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is noticed.
+    Whoever is given the environment may change anything (:meth:`look_again`): the next step looks at all objects. For
+    other numbers than before, such as another drag, the step is compiled anew.
 
     A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
     new environment. Which steps are compiled depends on the state alone, so that a run that is killed and resumed goes
