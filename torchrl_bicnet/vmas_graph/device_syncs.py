@@ -55,6 +55,8 @@ class SyncGuard(TorchDispatchMode):
 class TraceGuard(SyncGuard):
     """Notes what cannot be traced: operations whose result decides in Python what happens next, some draws, and prints.
 
+    With gradients enabled around it, also operations for which the scenario switches them off: no graph would show it.
+
     Attributes:
         draws (list of callable): repeat the draws that can be made in advance, in their order.
     """
@@ -65,6 +67,7 @@ class TraceGuard(SyncGuard):
         self._watches = contextlib.ExitStack()
 
     def __enter__(self) -> TraceGuard:
+        self._gradients = torch.is_grad_enabled()
         self._streams = _host_streams()
         self._watches.enter_context(_Conversions(self.problems))
         self._watches.enter_context(contextlib.redirect_stdout(_Prints(self.problems)))
@@ -80,7 +83,9 @@ class TraceGuard(SyncGuard):
         # Inductor writes one number to the rows of a mask by `where`.
         writes_a_number = name == "aten::index_put_" and args[2].numel() == 1
         counts_rows = name in _INDEXING and _has_mask(args[1]) and not writes_a_number
-        return "reads a tensor on the host" if counts_rows or name in _READING else ""
+        if counts_rows or name in _READING:
+            return "reads a tensor on the host"
+        return "" if torch.is_grad_enabled() == self._gradients else "runs without gradients"
 
     def _draw_problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
         draw = draw_in_advance(function, args, kwargs)
