@@ -237,7 +237,7 @@ def environments(parts: Parts) -> Iterator[Row]:
     name, good, make = "make_vmas_env", {"scenario": "navigation", "num_envs": 2}, bicnet.make_vmas_env
     yield from each(name, good, scenario=["navigatoin", nn.Module], num_envs=[0, "2"], max_steps=[0, 2.5])
     yield from each(name, good, seed=[-1, 2**32, "0"], pad=[True])  # equal agents
-    yield from each(name, good, compile=["yes"])
+    yield from each(name, good, compile=["yes"], grad_enabled=["yes"])
     yield from each(name, good, errors=BY_TORCH, device=["gpu"])
     groups = [{"team": agents} for agents in (["agent_0"], ["agent_0"] * 2, ["agent_0", "agent_9"])]
     yield from each(name, good | {"n_agents": 2}, group_map=["agents", *groups])
@@ -245,7 +245,8 @@ def environments(parts: Parts) -> Iterator[Row]:
         yield row(name, "scenario_kwargs", partial(make, "navigation", 2, **option), *option)
 
     world, restore = bicnet.snapshot(parts.env), bicnet.restore
-    yield from each("snapshot", {}, env=[None, parts.actor, PendulumEnv()])
+    for name in ("snapshot", "detach"):
+        yield from each(name, {}, env=[None, parts.actor, PendulumEnv()])
     yield from each("restore", {"snapshot": world}, env=[None, PendulumEnv()])
     foreign = replace(world, plain={})
     yield from each("restore", {"env": parts.env}, snapshot=[None, world.plain, foreign])

@@ -14,7 +14,7 @@ from torchrl_bicnet.communication import (
     NoCommunication,
     RecurrentCommunication,
 )
-from torchrl_bicnet.envs import make_vmas_env, restore, snapshot
+from torchrl_bicnet.envs import detach, make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
@@ -38,6 +38,7 @@ __all__ = [
     "NoCommunication",
     "RecurrentCommunication",
     "Run",
+    "detach",
     "evaluate",
     "load_plain_bicnet",
     "load_run",

@@ -129,7 +129,7 @@ class StreamedEnvironment(Environment):
         if self.check_actions:
             super()._set_action(action, agent)
             return
-        action = action.detach().to(self.device)
+        action = (action if self.grad_enabled else action.detach()).to(self.device)
         agent.action.u = action[:, : agent.action_size].float() * agent.action.u_multiplier_tensor
         if agent.action.u_noise > 0:
             agent.action.u += torch.randn_like(agent.action.u) * agent.u_noise

@@ -33,6 +33,7 @@ def make_vmas_env(
     pad: bool = False,
     check_actions: bool = False,
     compile: bool = False,
+    grad_enabled: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
     """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
@@ -66,6 +67,10 @@ def make_vmas_env(
         compile (bool): traces the step once and compiles it into a few fused loops, which takes 5 to 30 seconds and
             a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
             ``False``.
+        grad_enabled (bool): lets gradients through the step, from rewards, observations and the state after it to the
+            actions and the state before it; cut them between windows of steps by :func:`~torchrl_bicnet.detach`. With
+            ``compile=True`` a second function is compiled at the first step that has any. Defaults to ``False``: they
+            stop at the action.
         **scenario_kwargs: options of the scenario, such as ``n_agents``.
 
     Returns:
@@ -97,12 +102,15 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    for name, flag in (("pad", pad), ("check_actions", check_actions), ("compile", compile)):
+    flags = {"pad": pad, "check_actions": check_actions, "compile": compile, "grad_enabled": grad_enabled}
+    for name, flag in flags.items():
         check_type(name, flag, bool, "a bool")
     if compile and check_actions:
         raise ValueError("compile=True and check_actions=True exclude each other.")
     device = torch.device(device)
     own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
+    if grad_enabled:
+        own_options["grad_enabled"] = True
     environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
     names = [agent.name for agent in environment.agents]
     if group_map is not None and not isinstance(group_map, MarlGroupMapType):

@@ -16,7 +16,7 @@ import itertools
 import operator
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -281,7 +281,7 @@ class BatchedWorld(World):
                 for axis, limit in ((X, self._x_semidim), (Y, self._y_semidim))
             ]
             pos = torch.stack(axes, dim=-1)
-        for entity, entity_vel, entity_pos in zip(entities, vel.unbind(), pos.unbind()):
+        for entity, entity_vel, entity_pos in zip(entities, _rows(vel), _rows(pos)):
             setattr(entity.state, velocity, entity_vel)
             setattr(entity.state, position, entity_pos)
 
@@ -310,15 +310,23 @@ def _has_numbers(entity: Entity) -> bool:
     return all(value is None or isinstance(value, (int, float)) for value in values)
 
 
+def _rows(x: Tensor) -> Sequence[Tensor]:
+    """``x.unbind()``, but autograd lets nobody write to the results of that, as sampling does."""
+    return [x.select(0, i) for i in range(len(x))] if x.requires_grad else x.unbind()
+
+
 def _clamp_velocity(vel: Tensor, entities: list[Entity], device: torch.device) -> Tensor:
+    largest = torch.finfo(vel.dtype).max
     for name in ("max_speed", "v_range"):
         limits = [getattr(entity, name) for entity in entities]
         if any(limit is not None for limit in limits):
-            limit = column(tuple(torch.inf if limit is None else limit for limit in limits), device)  # (M, 1)
+            limit = column(tuple(largest if limit is None else limit for limit in limits), device)  # (M, 1)
             if name == "max_speed":
                 norm = torch.linalg.vector_norm(vel, dim=-1)  # (M, B)
-                shorter = (vel / norm.unsqueeze(-1)) * limit.unsqueeze(-1)
-                vel = torch.where((norm > limit).unsqueeze(-1), shorter, vel)
+                too_fast = norm > limit
+                # Divided by 0, even where it is not taken, its gradient would be NaN.
+                shorter = (vel / norm.masked_fill(~too_fast, 1.0).unsqueeze(-1)) * limit.unsqueeze(-1)
+                vel = torch.where(too_fast.unsqueeze(-1), shorter, vel)
             else:
                 vel = vel.clamp(-limit.unsqueeze(-1), limit.unsqueeze(-1))
     return vel

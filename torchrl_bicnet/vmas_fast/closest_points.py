@@ -85,8 +85,11 @@ def _between(
     line, line2 = ends[:, 1] - ends[:, 0]
     line_xy, line2_xy, apart_xy = line.unbind(-1), line2.unbind(-1), (ends[1, 0] - ends[0, 0]).unbind(-1)
     slant = _cross(line_xy, line2_xy)
+    parallel = slant == 0
+    # Divided by 0, even where it is not taken, its gradient would be NaN.
+    slant = slant.masked_fill(parallel, 1.0)
     at, at2 = _cross(apart_xy, line2_xy) / slant, _cross(apart_xy, line_xy) / slant
-    crossing = (slant != 0) & (at >= 0) & (at <= 1) & (at2 >= 0) & (at2 <= 1)
+    crossing = ~parallel & (at >= 0) & (at <= 1) & (at2 >= 0) & (at2 <= 1)
     point = ends[0, 0] + at.unsqueeze(-1) * line
     return tuple(torch.where(crossing.unsqueeze(-1), point, closest) for closest in found)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from vmas.simulator.environment import Environment
@@ -42,6 +43,8 @@ class CompiledFunction:
     signature: Any
     problem: str = ""
     call: Function | None = None
+    call_with_gradients: Function | None = None  # made when it is first needed
+    graph: GraphModule | None = None  # to make it, if the environment lets gradients through
     n_new: int = 0  # of its results: tensors of the state, before those of the outputs
     # Place to the index, among the tensors of all places and then the new ones, of what it holds after the step.
     updates: tuple[tuple[int, int], ...] = ()
@@ -63,6 +66,9 @@ class CompiledStep:
     A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
     new environment. Which steps are compiled depends on the state alone, so that a run that is killed and resumed goes
     on to the bit.
+
+    If the environment lets gradients through (``grad_enabled``) and an input or a tensor of the state has any, another
+    compiled function of the same graph is called, which has them too; the state then carries them from step to step.
 
     Args:
         environment (Environment): of VMAS, from :func:`~torchrl_bicnet.make_vmas_env`.
@@ -111,20 +117,29 @@ class CompiledStep:
 
     def __call__(self, inputs: Inputs) -> Any:
         # Tensors of inference mode have no versions and cannot be written to outside of it.
-        with torch.inference_mode(False), torch.no_grad():
+        gradients = self.environment.grad_enabled and torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             given = [self._as_traced(key, inputs[key]) for key in self.shapes]
             if self._changed or not self._is_current():
                 self._enter(dict(zip(self.shapes, given)))
-            function = self.current
+            function, held = self.current, self._places.tensors
             if function.call is None:
                 return self._step_uncompiled(function, dict(zip(self.shapes, given)))
             self._n_uncompiled = 0
-            held = self._places.tensors
-            results = function.call(*held, *given, *self._draw(function.draws))
+            results = self._call(function, [*held, *given, *self._draw(function.draws)])
             after = held + results[: function.n_new]
             for place, index in function.updates:
                 self._places.put(place, after[index])
             return tree_unflatten(results[function.n_new :], function.outputs)
+
+    def _call(self, function: CompiledFunction, tensors: list[Tensor]) -> list[Tensor]:
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+            with torch.no_grad():
+                return function.call(*tensors)  # type: ignore[misc]
+        if function.call_with_gradients is None:
+            apart, name = [tensor.detach().clone() for tensor in tensors], scenario_name(self.environment)
+            function.call_with_gradients = compile_graph(function.graph, apart, name, gradients=True)  # type: ignore[arg-type]
+        return function.call_with_gradients(*tensors)
 
     def _draw(self, draws: tuple[Draw, ...]) -> list[Tensor]:
         if not draws:
@@ -136,7 +151,7 @@ class CompiledStep:
         shape, dtype = self.shapes[key]
         if value.shape != shape:
             raise ValueError(f"Expected {key} of shape {tuple(shape)}, found {tuple(value.shape)}.")
-        value = value.detach().to(self.environment.device, dtype).contiguous()
+        value = value.to(self.environment.device, dtype).contiguous()
         return value.clone() if value.is_inference() else value
 
     def _is_current(self) -> bool:
@@ -157,7 +172,7 @@ class CompiledStep:
         for place, tensor in enumerate(self._places.tensors):
             if not _is_dense(tensor):
                 memory = memory_of(tensor)
-                dense.setdefault(memory, tensor.detach().clone(memory_format=torch.contiguous_format))
+                dense.setdefault(memory, tensor.clone(memory_format=torch.contiguous_format))
                 self._places.put(place, dense[memory])
 
     def _find(self, places: TensorPlaces, inputs: Inputs) -> CompiledFunction:
@@ -235,7 +250,7 @@ class Tracing:
         """Run the step and say what keeps it from being compiled; empty if there is nothing."""
         versions = [tensor._version for tensor in self.tensors]
         saved = SavedState(self.environment)
-        with TraceGuard() as guard:
+        with torch.set_grad_enabled(self.environment.grad_enabled), TraceGuard() as guard:
             self.step(inputs)
         after = TensorPlaces(self.environment)
         self.written = frozenset(i for i, t in enumerate(self.tensors) if t._version != versions[i])
@@ -295,6 +310,8 @@ class Tracing:
         except Exception as error:
             function.problem = f"it cannot be traced: {error!r}"
             return function
+        if self.environment.grad_enabled:
+            function.graph = deepcopy(graph)
         function.call = compile_graph(graph, [*state, *given], scenario_name(self.environment))
         return function
 
@@ -313,5 +330,5 @@ def _traceless(environment: Environment) -> Iterator[None]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether it is as the compiled function takes it: contiguous, with a version, without gradients."""
-    return tensor.is_contiguous() and not tensor.is_inference() and not tensor.requires_grad
+    """Whether it is as the compiled function takes it: contiguous, with a version."""
+    return tensor.is_contiguous() and not tensor.is_inference()

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_bicnet.vmas_graph.draws import Draw, draw_in_advance, draws
@@ -54,6 +53,8 @@ class SyncGuard(TorchDispatchMode):
 class TraceGuard(SyncGuard):
     """Notes what cannot be traced: operations whose result decides in Python what happens next, some draws, and prints.
 
+    With gradients enabled around it, also operations for which the scenario switches them off: no graph would show it.
+
     Attributes:
         draws (list of callable): repeat the draws that can be made in advance, in their order.
     """
@@ -64,6 +65,7 @@ class TraceGuard(SyncGuard):
         self._watches = contextlib.ExitStack()
 
     def __enter__(self) -> TraceGuard:
+        self._gradients = torch.is_grad_enabled()
         self._streams = _host_streams()
         self._watches.enter_context(HostReads(self._note_read))
         self._watches.enter_context(contextlib.redirect_stdout(_Prints(self.problems)))
@@ -79,11 +81,9 @@ class TraceGuard(SyncGuard):
         if _copies(function.name(), args, kwargs):
             return "copies between devices"
         # Inductor writes one number to the rows of a mask by `where`.
-        writes_a_number = function.name() == "aten::index_put_" and args[2].numel() == 1
-        return "reads a tensor on the host" if _reads(function, args) and not writes_a_number else ""
-
-    def _note_read(self, tensor: Tensor, method: str) -> None:
-        self.problems.append(f"{method} reads a tensor on the host, in {_caller()}")
+        if _reads(function, args) and not writes_a_number:
+            return "reads a tensor on the host"
+        return "" if torch.is_grad_enabled() == self._gradients else "runs without gradients"
 
     def _draw_problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
         draw = draw_in_advance(function, args, kwargs)

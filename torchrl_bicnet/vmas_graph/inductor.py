@@ -17,7 +17,7 @@ from torchrl_bicnet.vmas_graph.replay import ReplayedFunction, capture
 from torchrl_bicnet.vmas_state.tensor_places import overlaps
 
 
-def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str) -> Function:
+def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str, *, gradients: bool = False) -> Function:
     """The graph as a compiled function, on CUDA as one CUDA graph; its results share no memory with anything.
 
     Args:
@@ -25,20 +25,24 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str) -> Functi
         inputs (list of Tensor): of the shapes that it will be called with, sharing no memory.
         name (str): of what is compiled, for messages.
 
+    Keyword Args:
+        gradients (bool): compiles those to all inputs too; on CUDA it is no CUDA graph then. Defaults to ``False``.
+
     Raises:
         RuntimeError: if it cannot be compiled here, as without a C++ compiler.
     """
     # Without one line of Python for each of the hundred buffers, and with -O3 for the loops alone.
     options = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True} if inputs[0].device.type == "cpu" else {}
+    compile_piece = _compile_with_gradients if gradients else functools.partial(_compile_piece, options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own code
-            compiled = compile_in_pieces(graph, inputs, functools.partial(_compile_piece, options))
+            compiled = compile_in_pieces(graph, inputs, compile_piece, functional=gradients)
             results = compiled(*inputs)
         # Inductor may give one piece of memory back twice, or what it was given.
         shared = sorted({later - len(inputs) for _, later in overlaps([*inputs, *results])})
         function = functools.partial(_call, compiled, shared) if shared else compiled
-        if inputs[0].device.type != "cuda":
+        if gradients or inputs[0].device.type != "cuda":
             return function
         with torch.cuda.device(inputs[0].device):
             return ReplayedFunction(function, inputs, capture)
@@ -54,6 +58,13 @@ def _compile_piece(options: dict[str, Any], graph: GraphModule, inputs: list[Ten
     return standalone_compile(
         graph, [*inputs], dynamic_shapes="from_example_inputs", options=settings, donate_graph_module=True
     )
+
+
+def _compile_with_gradients(graph: GraphModule, inputs: list[Tensor]) -> Function:
+    from torch._inductor.compile_fx import compile_fx  # which warns when it is imported
+
+    leaves = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    return compile_fx(graph, leaves)  # type: ignore[return-value]
 
 
 def _call(compiled: Function, shared: list[int], *inputs: Tensor) -> list[Tensor]:

@@ -21,7 +21,11 @@ MIN_PERIOD = 64
 
 
 def compile_in_pieces(
-    graph: GraphModule, inputs: list[Tensor], compile_piece: Callable[[GraphModule, list[Tensor]], Function]
+    graph: GraphModule,
+    inputs: list[Tensor],
+    compile_piece: Callable[[GraphModule, list[Tensor]], Function],
+    *,
+    functional: bool = False,
 ) -> Function:
     """The graph as a function that calls its pieces, of which equal ones are compiled once.
 
@@ -29,8 +33,12 @@ def compile_in_pieces(
         graph (GraphModule): from ``make_fx``, of tensors to a list of tensors.
         inputs (list of Tensor): of the shapes that it will be called with.
         compile_piece (callable): from a piece and its inputs to a function that returns a list.
+
+    Keyword Args:
+        functional (bool): gives no piece, not even a short graph as a whole, operations that write in place, or inputs
+            that it does not read. Defaults to ``False``.
     """
-    if len(graph.graph.nodes) <= MAX_OPERATIONS:
+    if len(graph.graph.nodes) <= MAX_OPERATIONS and not functional:
         return compile_piece(graph, inputs)
     # A piece that wrote to a value of another one would have to know what else shares its memory. Of constants,
     # `functionalize` knows only those that it is given.
@@ -111,7 +119,8 @@ def _kinds(operations: list[Node]) -> list[int]:
 def _borders(operations: list[Node], kinds: list[int]) -> list[int]:
     """Where pieces begin, and the end: each period of what repeats, and nothing too long."""
     n = len(operations)
-    borders = [0, *_periods(operations, kinds), n]
+    periods = _periods(operations, kinds) if n > MAX_OPERATIONS else []
+    borders = [0, *periods, n]
     parts = []
     for start, end in itertools.pairwise(borders):
         count = -(-(end - start) // MAX_OPERATIONS)

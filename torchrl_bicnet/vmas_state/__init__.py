@@ -1,5 +1,6 @@
-"""The state of a VMAS environment: found, saved, restored, compared, and reset in part."""
+"""The state of a VMAS environment: found, saved, restored, compared, detached, and reset in part."""
 
+from torchrl_bicnet.vmas_state.detach import detach
 from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot, restore, snapshot
 
-__all__ = ["WorldSnapshot", "restore", "snapshot"]
+__all__ = ["WorldSnapshot", "detach", "restore", "snapshot"]
