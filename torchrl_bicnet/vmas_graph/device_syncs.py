@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_bicnet.vmas_graph.draws import Draw, draw_in_advance, draws
@@ -81,9 +82,13 @@ class TraceGuard(SyncGuard):
         if _copies(function.name(), args, kwargs):
             return "copies between devices"
         # Inductor writes one number to the rows of a mask by `where`.
+        writes_a_number = function.name() == "aten::index_put_" and args[2].numel() == 1
         if _reads(function, args) and not writes_a_number:
             return "reads a tensor on the host"
         return "" if torch.is_grad_enabled() == self._gradients else "runs without gradients"
+
+    def _note_read(self, tensor: Tensor, method: str) -> None:
+        self.problems.append(f"{method} reads a tensor on the host, in {_caller()}")
 
     def _draw_problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
         draw = draw_in_advance(function, args, kwargs)
