@@ -181,12 +181,10 @@ def partial_reset(options: Options, scenario: str, num_envs: int) -> Cell:
 def step(options: Options, scenario: str, num_envs: int) -> Cell:
     """Frames per second of a step and of what makes its outcome the next input, with random actions, without resets.
 
-    `make_vmas_env` adds a step counter, returns and per-agent dones to what `VmasEnv` does; without them it is in
-    "ours, without transforms".
+    `make_vmas_env` adds a step counter, returns and per-agent dones to what `VmasEnv` does.
     """
     policy = Team(scenario, options.device).random_policy
     envs, compilation = environments(options, scenario, num_envs)
-    envs |= {f"{name}, without transforms": env.base_env for name, env in envs.items() if name != "VmasEnv"}
     blocks = {name: torchrl_loop(env, policy, []) for name, env in envs.items()}
     ratios = [(name, "VmasEnv") for name in blocks if name != "VmasEnv"] + [(COMPILED, "ours")]
     return finish(compare(blocks, num_envs, ratios, options), num_envs, compilation)
@@ -271,7 +269,7 @@ def collect(env: EnvBase, team: Team, device: str) -> Collector:
         device=device,
         track_traj_ids=False,
         return_same_td=True,
-        auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has them
+        auto_register_policy_transforms=False,  # VmasEnv as it is; make_vmas_env has their entries
     )
 
 

@@ -357,6 +357,17 @@ class Transposed(Countdown):
         return self.table - 1
 
 
+class Replacing(Countdown):
+    """Its reset replaces a list by an equal one, and holds a part of a larger tensor."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.order, self.goal = [0], torch.rand(B, 4)[:, :2]
+
+    def observation(self, agent):
+        return self.goal
+
+
 class SharingParts(Sharing):
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
@@ -415,7 +426,7 @@ def test_a_scenario_of_a_user_with_a_curriculum():
     assert len(env.base_env.compiled_step.functions) <= 6
 
 
-@pytest.mark.parametrize("scenario", [Sharing, SharingLater, Transposed])
+@pytest.mark.parametrize("scenario", [Sharing, SharingLater, Transposed, Replacing])
 def test_a_scenario_of_a_user_that_holds_its_tensors_oddly(scenario):
     outputs = []
     for options in ({}, {"compile": True}):

@@ -69,7 +69,7 @@ def test_every_cell_holds_its_raw_repeats_and_what_they_give(results):
         "throughput": {"vmas", "VmasEnv", "ours"},
         "partial_reset": {"VmasEnv", "ours", "VmasEnv, reset", "ours, reset"},
         "few_resets": {"vmas", "VmasEnv", "ours"},
-        "step": {"VmasEnv", "ours", "ours, without transforms"},
+        "step": {"VmasEnv", "ours"},
         "collection": {"bare loop", "net alone", "VmasEnv", "ours"},
     }
     for section, names in contenders.items():

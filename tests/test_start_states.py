@@ -1,5 +1,6 @@
 import itertools
 import logging
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -192,10 +193,12 @@ class Ladder(Countdown):
     def __init__(self, kind):
         super().__init__()
         self.kind, self.number, self.numbers = kind, 0.0, np.zeros(1)
+        self.config, self.sample = {"level": 0.0}, lambda: 0.0
 
     def make_world(self, batch_dim, device, **kwargs):
         world = super().make_world(batch_dim, device, **kwargs)
-        self.level = torch.zeros(batch_dim if self.kind in ("rows", "listed", "asked") else 1)
+        self.level = torch.zeros(batch_dim if self.kind in ("rows", "listed", "asked", "out") else 1)
+        self.buffer = torch.zeros(batch_dim)
         self.start, self.n_resets = torch.zeros(batch_dim, 1), 0
         return world
 
@@ -210,9 +213,12 @@ class Ladder(Countdown):
             for index in range(self.world.batch_dim):
                 if self.level[index] > 1.5:
                     level[index] = 10
+        elif self.kind == "out":
+            level = torch.add(self.level, 0, out=self.buffer)
         self.start = self.start.clone()
         noise = torch.rand(self.world.batch_dim)
-        self.start[rows, 0] = (level + self.number + float(self.numbers[0]) + noise / 2)[rows]
+        number = self.number + float(self.numbers[0]) + self.config["level"] + self.sample()
+        self.start[rows, 0] = (level + number + noise / 2)[rows]
 
     def observation(self, agent):
         return self.start.clone()
@@ -223,6 +229,10 @@ class Ladder(Countdown):
             self.number += 1
         elif self.kind == "array":
             self.numbers[0] += 1
+        elif self.kind == "config":
+            self.config["level"] += 1
+        elif self.kind == "callable":
+            self.sample = [lambda: 1.0, lambda: 2.0, lambda: 3.0][int(self.sample())]
         elif self.kind == "in place":
             self.level += 1
         else:
@@ -247,11 +257,18 @@ class TestHandingOut:
         distance = torch.cdist(torch.stack(seen), torch.stack(seen)) + torch.eye(len(seen))
         assert distance.min() > 1e-3
 
-    @pytest.mark.parametrize("kind", ["rows", "listed", "asked", "all", "in place", "python", "array"])
-    def test_a_curriculum_is_followed_at_once(self, kind):
+    @pytest.mark.parametrize(
+        ("kind", "compile"),
+        [
+            *((kind, False) for kind in ("rows", "listed", "asked", "out", "all", "in place", "python", "array")),
+            *((kind, False) for kind in ("config", "callable")),
+            *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("rows", "out", "python", "config")),
+        ],
+    )
+    def test_a_curriculum_is_followed_at_once(self, kind, compile):
         scenario = Ladder(kind)
-        env = handing_out(scenario, 6, seed=0)
-        env.reset()
+        env = handing_out(scenario, 6, seed=0, compile=compile)
+        env.rollout(2)
         for level in range(3):
             for index in (level, level + 3):  # none of them twice
                 td = partly_reset(env, torch.arange(6) == index)
@@ -271,6 +288,30 @@ class TestHandingOut:
         for again in (env, other):
             restore(again, world)
             assert_same([partly_reset(again, mask) for mask in masks], expected)
+
+    def test_a_copy_hands_out_its_own(self):
+        env = make_vmas_env("simple_spread", 6, seed=0)
+        env.reset()
+        partly_reset(env, torch.arange(6) < 2)
+        other, mask = deepcopy(env), torch.arange(6) == 3
+        before = simulator(other).agents[0].state.pos.clone()
+        assert_same([partly_reset(other, mask)], [partly_reset(env, mask)])
+        after = simulator(other).agents[0].state.pos
+        assert (after != before).any(-1).tolist() == mask.tolist()
+
+    def test_in_inference_mode_and_after_it(self):
+        env = make_vmas_env("navigation", 6, seed=0)
+        with torch.inference_mode():
+            env.rollout(2)
+            partly_reset(env, torch.arange(6) < 2)
+        for index in (3, 0):
+            partly_reset(env, torch.arange(6) == index)
+        env.rollout(2)
+
+    def test_whether_they_are_handed_out_is_no_state(self):
+        env, plain = handing_out(Shelter(), 5, seed=0), make_vmas_env(Shelter(), 5)
+        restore(plain, snapshot(env))
+        assert not simulator(plain).hands_out_start_states
 
     def test_a_seed_draws_them_anew(self):
         env = make_vmas_env("simple_spread", 6)

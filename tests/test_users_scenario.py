@@ -1,5 +1,6 @@
 """A scenario of a user's runs as its author wrote it; under compile=True it works or is refused by name."""
 
+import importlib.util
 import itertools
 import traceback
 
@@ -130,6 +131,17 @@ def test_it_is_reset_one_by_one_as_in_vmas(capsys, recwarn):
     assert printed[0] == printed[1] == "reset of 1\nreset of 4\n" * 3
     assert ours.scenario.met == stock.scenario.met
     assert not recwarn.list
+
+
+def test_its_file_may_be_named_as_one_of_vmas(tmp_path):
+    """Two scenarios of VMAS are known by their names, of which parts are written anew."""
+    file = tmp_path / "joint_passage.py"
+    own = "class Scenario(Crowd):\n    def info(self, agent):\n        return {}\n"
+    file.write_text(f"from tests.test_users_scenario import Crowd\n{own}")
+    spec = importlib.util.spec_from_file_location("mine", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make_vmas_env(module.Scenario(), 2).rollout(3)
 
 
 @pytest.mark.parametrize("scenario", [Crowd, Curriculum, Asserting, Printing])

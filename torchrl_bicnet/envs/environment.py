@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,10 @@ from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
 from torchrl_bicnet.vmas_state.start_states import SharedStateError, StartStates, reset_one_by_one, reset_rows
 from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
 from torchrl_bicnet.vmas_state.unwrap import is_shipped
+
+
+def _functions(cls: type) -> list[Callable]:
+    return [x for owner in cls.__mro__[:-1] for x in vars(owner).values() if isinstance(x, types.FunctionType)]
 
 
 def _in_own_stream(method: Callable) -> Callable:
@@ -43,6 +48,7 @@ class StreamedEnvironment(Environment):
     """
 
     padding: Padding | None = None
+    start_states: StartStates | None = None
     # State that a reset changes for all environments of the batch: empty if there is none, None if not known yet.
     shared_state: str | None = None
 
@@ -63,8 +69,8 @@ class StreamedEnvironment(Environment):
         with self.random_stream:
             Environment.__init__.__wrapped__(self, scenario, num_envs, device, **options)
         self.start_states = StartStates()
-        # Resets that are not VMAS's own are made one by one, as their author expects, unless more is asked for.
-        self.hands_out_start_states = never_wait or is_shipped(scenario.reset_world_at)
+        # A scenario that is not VMAS's own is reset one by one, as its author expects, unless more is asked for.
+        self.hands_out_start_states = never_wait or all(map(is_shipped, _functions(type(scenario))))
         self.check_actions = check_actions
         self.draws_from_torch_alone = draws_from_torch_alone
         use_batched_world(self, never_wait=never_wait, checks=check_actions)

@@ -64,7 +64,7 @@ def make_vmas_env(
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
             does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
             Defaults to ``False``.
-        compile (bool): traces the step once and compiles it into a few fused loops, which takes 8 to 60 seconds and
+        compile (bool): traces the step once and compiles it into a few fused loops, which takes 5 to 30 seconds and
             a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
             ``False``.
         grad_enabled (bool): lets gradients through the step, from rewards, observations and the state after it to the

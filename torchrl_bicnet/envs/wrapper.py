@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS: whole groups at once, the episode's bookkeeping, masked resets and compiled steps."""
+"""TorchRL's wrapper of VMAS: whole groups at once, the episode's bookkeeping, partial resets and compiled steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_LIMIT = torch.iinfo(torch.int64).max
 
 
 class VmasBatchWrapper(VmasWrapper):
-    """TorchRL's wrapper with an episode's bookkeeping, masked resets and one spec for agents of different bounds.
+    """TorchRL's wrapper with an episode's bookkeeping, partial resets and one spec for agents of different bounds.
 
     Its entries are those of TorchRL's ``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` around its own
     wrapper, so that a compiled step computes all of them. A step reads and writes each group as a whole, where TorchRL
@@ -100,9 +100,13 @@ class VmasBatchWrapper(VmasWrapper):
 
     def _reset_rows(self, mask: Tensor) -> Any:
         step = self.compiled_step
-        places = None if step is None else step.current_places()
-        observed = self._environment.reset_rows(mask, self._observe, self._observed, places)
-        if step is not None:
+        if step is None:
+            return self._environment.reset_rows(mask, self._observe, self._observed)
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            places = step.current_places()
+            observed = None if places is None else self._observed
+            observed = self._environment.reset_rows(mask, self._observe, observed, places)
             if places is None or self._environment.shared_state:
                 step.look_again()
             else:

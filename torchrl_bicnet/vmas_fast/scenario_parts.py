@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrl_bicnet.vmas_state.unwrap import is_shipped
+
 
 def _fixed_passages(base: Any) -> type:
     class FixedPassages(base):
@@ -88,7 +90,9 @@ def part_of(cls: type, *, never_wait: bool) -> Callable[[Any], type] | None:
     }
     for owner in cls.__mro__:
         function = next((value for value in vars(owner).values() if isinstance(value, types.FunctionType)), None)
-        part = parts.get((Path(inspect.getfile(function)).stem, owner.__name__)) if function else None
+        if function is None or not is_shipped(function):
+            continue
+        part = parts.get((Path(inspect.getfile(function)).stem, owner.__name__))
         if part is not None:
             return part
     return None

@@ -1,7 +1,7 @@
 """The source of VMAS and of scenarios, rewritten so that a step does not make the host wait for the device.
 
 VMAS and its scenarios are written for a CPU. On a GPU some of their forms make the host wait for the device at each
-step, and cannot be captured in a graph:
+step, and cannot be traced:
 
 | form                         | why it waits                     | written as                            |
 | ---------------------------- | -------------------------------- | ------------------------------------- |

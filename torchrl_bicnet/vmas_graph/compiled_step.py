@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -22,7 +21,7 @@ from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
 from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
 from torchrl_bicnet.vmas_graph.draws import Draw, GivenDraws
 from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
-from torchrl_bicnet.vmas_state.object_graph import SENSING
+from torchrl_bicnet.vmas_state.object_graph import PLACES, SENSING
 from torchrl_bicnet.vmas_state.saved_state import SavedState
 from torchrl_bicnet.vmas_state.start_states import N_TRIALS
 from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps
@@ -60,9 +59,9 @@ class CompiledStep:
 
     While it steps, the state is a flat list of tensors, one for each place that holds one (:class:`TensorPlaces`).
     After a step the new ones are put into their places, so that the objects of VMAS are never out of date; before it,
-    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is heard. Whoever
-    is given the environment may change anything (:meth:`look_again`): the next step looks at all objects. For other
-    numbers than before, such as another drag, the step is compiled anew.
+    those that are there are compared by identity, so that a tensor that somebody replaced or wrote to is noticed.
+    Whoever is given the environment may change anything (:meth:`look_again`): the next step looks at all objects. For
+    other numbers than before, such as another drag, the step is compiled anew.
 
     A step runs uncompiled from a state in which objects hold other things than afterwards, such as the first one of a
     new environment. Which steps are compiled depends on the state alone, so that a run that is killed and resumed goes
@@ -107,6 +106,10 @@ class CompiledStep:
 
     def take_over(self) -> None:
         """Go on from the tensors that were put into the places."""
+        world = self.environment.world
+        if vars(self.environment)[PLACES] is not self._places or world._gravity is not self._gravity:
+            self._changed = True
+            return
         self._make_dense()
         function = self.current
         if function.written and function.shared != overlaps(self._places.tensors, function.written):
@@ -152,17 +155,16 @@ class CompiledStep:
         return value.clone() if value.is_inference() else value
 
     def _is_current(self) -> bool:
-        """Whether each place holds its tensor: what is written to one is heard, but that of gravity decides more."""
-        found = [container[key] for container, key in self._places.places]
-        same = all(map(operator.is_, found, self._places.tensors)) and self._places.others_hold()
-        return same and self.environment.world._gravity._version == self._gravity_version
+        """Whether each place holds its tensor: what is written to one is noticed, but that of gravity decides more."""
+        return self._places.are_current() and self._gravity._version == self._gravity_version
 
     def _enter(self, inputs: Inputs) -> None:
         """Take the state from the objects."""
         self._places = TensorPlaces.of(self.environment)
         self._make_dense()
         self.current = self._find(self._places, inputs)
-        self._gravity_version = self.environment.world._gravity._version
+        self._gravity = self.environment.world._gravity
+        self._gravity_version = self._gravity._version
         self._changed = False
 
     def _make_dense(self) -> None:

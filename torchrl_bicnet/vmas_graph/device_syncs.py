@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_bicnet.vmas_graph.draws import Draw, draw_in_advance, draws
+from torchrl_bicnet.vmas_state.host_reads import HostReads
 
-# Operations that read a tensor on the host or count the rows of a mask.
-_READING = frozenset(
-    {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
-)
-# These, and what copies numbers to the device; a single one (`aten::scalar_tensor`) is filled in there.
-_WAITING = _READING | {"aten::lift_fresh"}
 _INDEXING = frozenset({"aten::index.Tensor", "aten::index_put_"})
+# Of operations whose result, or its shape, depends in Python on values.
+_READING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
 class SyncGuard(TorchDispatchMode):
@@ -38,15 +34,18 @@ class SyncGuard(TorchDispatchMode):
         self.problems: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        problem = self._problem(function.name(), args, kwargs or {})
+        problem = self._problem(function, args, kwargs or {})
         if not problem and draws(function):
             problem = self._draw_problem(function, args, kwargs or {})
         if problem:
             self.problems.append(f"{function.name()} {problem}, in {_caller()}")
         return function(*args, **(kwargs or {}))
 
-    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
-        return "waits for the device" if _waits(name, args, kwargs) else ""
+    def _problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
+        name = function.name()
+        # A single number (`aten::scalar_tensor`) is filled in on the device.
+        copies = name == "aten::lift_fresh" or _copies(name, args, kwargs)
+        return "waits for the device" if copies or _reads(function, args) else ""
 
     def _draw_problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
         return "draws random numbers"
@@ -69,7 +68,7 @@ class TraceGuard(SyncGuard):
     def __enter__(self) -> TraceGuard:
         self._gradients = torch.is_grad_enabled()
         self._streams = _host_streams()
-        self._watches.enter_context(_Conversions(self.problems))
+        self._watches.enter_context(HostReads(self._note_read))
         self._watches.enter_context(contextlib.redirect_stdout(_Prints(self.problems)))
         return super().__enter__()
 
@@ -79,13 +78,17 @@ class TraceGuard(SyncGuard):
         if _host_streams() != self._streams:
             self.problems.append("it draws random numbers from NumPy or Python")
 
-    def _problem(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
+    def _problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
+        if _copies(function.name(), args, kwargs):
+            return "copies between devices"
         # Inductor writes one number to the rows of a mask by `where`.
-        writes_a_number = name == "aten::index_put_" and args[2].numel() == 1
-        counts_rows = name in _INDEXING and _has_mask(args[1]) and not writes_a_number
-        if counts_rows or name in _READING:
+        writes_a_number = function.name() == "aten::index_put_" and args[2].numel() == 1
+        if _reads(function, args) and not writes_a_number:
             return "reads a tensor on the host"
         return "" if torch.is_grad_enabled() == self._gradients else "runs without gradients"
+
+    def _note_read(self, tensor: Tensor, method: str) -> None:
+        self.problems.append(f"{method} reads a tensor on the host, in {_caller()}")
 
     def _draw_problem(self, function: Any, args: Any, kwargs: dict[str, Any]) -> str:
         draw = draw_in_advance(function, args, kwargs)
@@ -93,19 +96,6 @@ class TraceGuard(SyncGuard):
             return "draws random numbers that depend on tensors"
         self.draws.append(draw)
         return ""
-
-
-class _Conversions(TorchFunctionMode):
-    """Notes who reads a tensor on the host without an operation."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__()
-        self.problems = problems
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            self.problems.append(f"{function.__name__} reads a tensor on the host, in {_caller()}")
-        return function(*args, **(kwargs or {}))
 
 
 class _Prints(io.TextIOBase):
@@ -124,14 +114,18 @@ def _host_streams() -> tuple[Any, ...]:
     return random.getstate(), kind, tuple(keys), *others
 
 
-def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
-    if name in _INDEXING:
+def _reads(function: Any, args: Any) -> bool:
+    if function.name() in _INDEXING:
         return _has_mask(args[1])
+    return not _READING.isdisjoint(function.tags)
+
+
+def _copies(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
     if name == "aten::copy_":
         return args[0].device != args[1].device
     if name == "aten::_to_copy" and kwargs.get("device") is not None:
         return torch.device(kwargs["device"]).type != args[0].device.type
-    return name in _WAITING
+    return False
 
 
 def _has_mask(indices: Any) -> bool:
@@ -141,7 +135,8 @@ def _has_mask(indices: Any) -> bool:
 def _caller() -> str:
     """The line of the simulator or the scenario that is running."""
     frame: Any = sys._getframe(2)
-    passed = ("torch.", "tensordict.", "torchrl_bicnet.vmas_fast.sync_free", __name__)
+    ours = ("torchrl_bicnet.vmas_fast.sync_free", "torchrl_bicnet.vmas_state.host_reads", __name__)
+    passed = ("torch.", "tensordict.", *ours)
     while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(passed):
         frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -21,16 +21,19 @@ from vmas.simulator.environment import Environment
 SENSING = "_sensing"
 # The attribute of an environment that keeps the places of its tensors (tensor_places.py).
 PLACES = "_places"
-# Attributes of VMAS's environment and world that are no state: the caches, the window on the screen, much of which
-# lives outside of Python, and the spaces, which only describe.
+# Attributes of VMAS's environment and world that are no state: the window on the screen, much of which lives outside of
+# Python, the spaces, which only describe, how an environment was made, and the caches.
 NO_STATE = frozenset(
-    {"viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space", SENSING, PLACES}
+    [
+        *("viewer", "headless", "visible_display", "text_lines", "action_space", "observation_space"),
+        *("check_actions", "draws_from_torch_alone", "hands_out_start_states", SENSING, PLACES),
+    ]
 )
 SCALARS = frozenset({bool, int, float, str, type(None)})
 # Known by name only, never looked into.
 OPAQUE = (
     *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger),
-    *(torch.device, torch.dtype, np.dtype, np.generic, enum.Enum, bytes, complex, range, slice),
+    *(torch.device, torch.dtype, np.dtype, np.generic, enum.Enum, bytes, complex, range, slice, functools.partial),
 )
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
@@ -190,6 +193,8 @@ def name_of(obj: Any) -> str:
         return f"{name_of(type(obj))}.{obj.name}"
     if isinstance(obj, (type, types.FunctionType, types.MethodType)):
         return f"{obj.__module__}.{obj.__qualname__}"
+    if isinstance(obj, functools.partial):
+        return f"partial of {name_of(obj.func)}, {obj.args}, {obj.keywords}"
     return obj.__name__ if isinstance(obj, types.ModuleType) else str(obj)
 
 

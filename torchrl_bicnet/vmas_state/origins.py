@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchrl_bicnet.vmas_state.host_reads import HostReads
 
 # Operations that take a shape and no values, and those after which a whole tensor holds what it was given.
 _SHAPE_ALONE = ("_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 _OVERWRITING = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "random_"})
-# Methods that give values to Python or NumPy without an operation.
-_EXPORTING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
 
 class Origins(TorchDispatchMode):
@@ -37,15 +36,15 @@ class Origins(TorchDispatchMode):
         for i, tensor in enumerate(tensors):
             self._of.setdefault(self._memory(tensor), set()).add(i)
         self.read: set[int] = set()
+        self._host_reads = HostReads(lambda tensor, _: self.read.update(self.of(tensor)))
 
     def __enter__(self) -> Origins:
-        self._exports = _Exports(self)
-        self._exports.__enter__()
+        self._host_reads.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        self._exports.__exit__(*exception)
+        self._host_reads.__exit__(*exception)
 
     def of(self, tensor: Tensor) -> set[int]:
         """The positions of the tensors that a tensor was computed from."""
@@ -67,8 +66,9 @@ class Origins(TorchDispatchMode):
         masks = traits.name != "index" or any(x.dtype == torch.bool for x in given[1:])
         if origins and (not results or (traits.dynamic and masks)):
             self.read |= origins
-        for position in traits.written:
-            for written in _tensors(args[position : position + 1]):
+        for position, keyword in traits.written:
+            argument = args[position] if position < len(args) else (kwargs or {}).get(keyword)
+            for written in _tensors((argument,)):
                 self._write(traits.name, written, given, origins)
         return outputs
 
@@ -90,14 +90,17 @@ class _Traits:
     name: str
     shape_alone: bool
     dynamic: bool
-    written: tuple[int, ...]  # positions of the arguments that it writes to
+    written: tuple[tuple[int, str], ...]  # positions and names of the arguments that it writes to
 
 
 @functools.cache
 def _traits(function: Any) -> _Traits:
     name = function.name().removeprefix("aten::").split(".")[0]
-    arguments = enumerate(function._schema.arguments)
-    written = tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
+    written = tuple(
+        (i, argument.name)
+        for i, argument in enumerate(function._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
     dynamic = torch.Tag.dynamic_output_shape in function.tags
     return _Traits(name, name.endswith(_SHAPE_ALONE), dynamic, written)
 
@@ -111,14 +114,3 @@ def _tensors(data: Any) -> list[Tensor]:
         elif isinstance(item, (list, tuple)):
             found += _tensors(item)
     return found
-
-
-class _Exports(TorchFunctionMode):
-    def __init__(self, origins: Origins) -> None:
-        super().__init__()
-        self.origins = origins
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _EXPORTING:
-            self.origins.read |= self.origins.of(args[0])
-        return function(*args, **(kwargs or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
@@ -27,7 +28,8 @@ class SavedState:
             if (_version(tensor) != version or version is None) and not is_under(path, left_out):
                 for dimension in [d for d in range(tensor.ndim) if tensor.stride(d) == 0 and tensor.shape[d] > 1]:
                     tensor, copy = tensor.narrow(dimension, 0, 1), copy.narrow(dimension, 0, 1)
-                tensor.detach().copy_(copy)
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.detach().copy_(copy)
         for path, array in self.graph.arrays.values():
             if not is_under(path, left_out):
                 array[...] = self.arrays[id(array)]

@@ -14,7 +14,7 @@ from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.vmas_state.origins import Origins
 from torchrl_bicnet.vmas_state.saved_state import SavedState
-from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps, same_values
 
 # A reset that picks one of two landmarks for all environments changes nothing half of the time.
 N_TRIALS = 8
@@ -53,7 +53,7 @@ class StartStates:
     def hand_out(self, places: TensorPlaces, mask: Tensor, observed: Any) -> Any:
         """Put the rows that a mask picks into their places; what is observed, given what it was before."""
         assert self.used is not None
-        self.used |= mask
+        self.used = self.used | mask
         by_dimension: dict[int, Tensor] = {}
 
         def merge(new: Tensor, old: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ def reset_rows(
         if environment.shared_state:
             raise SharedStateError(environment.shared_state)
         places = TensorPlaces.of(environment) if places is None else places
-        if not environment.start_states.serve(places, mask):
+        states = environment.start_states
+        if states is None or not states.serve(places, mask):
             environment.start_states = draw(environment, observe)
             places = TensorPlaces.of(environment)
     except TypeError as error:  # an object whose state cannot be seen
@@ -212,9 +213,9 @@ class _Look:
                 continue
             if not self._is_rows(i, after):
                 if shared:
-                    unchanged.append((path, _equal(x, y).all().to(device)))
+                    unchanged.append((path, same_values(x, y).all().to(device)))
             elif mask is not None and not (skip and skip in path):
-                unchanged.append((path, (_equal(x, y) | ~mask.view(-1, *[1] * (y.ndim - 1))).all()))
+                unchanged.append((path, (same_values(x, y) | ~mask.view(-1, *[1] * (y.ndim - 1))).all()))
         answers = torch.stack([equal for _, equal in unchanged]).tolist() if unchanged else []
         return next((f"{path} changes" for (path, _), answer in zip(unchanged, answers) if not answer), "")
 
@@ -284,7 +285,3 @@ def _are_parts(x: Tensor, y: Tensor) -> bool:
     element = torch.zeros(x.untyped_storage().nbytes(), dtype=torch.bool)  # one for each byte at most
     element.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
     return x.dtype != y.dtype or bool(element.as_strided(y.shape, y.stride(), y.storage_offset()).any())
-
-
-def _equal(x: Tensor, y: Tensor) -> Tensor:
-    return (x == y) | ((x != x) & (y != y))  # NaN equals NaN

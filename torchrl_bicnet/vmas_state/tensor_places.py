@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,6 +82,9 @@ class TensorPlaces:
             self._nodes.append((node, places))
         self._note_others()
 
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of an environment finds its own."""
+
     @classmethod
     def of(cls, environment: Environment) -> TensorPlaces:
         """Those of an environment now, without a walk over all objects if only tensors have changed since the last."""
@@ -106,36 +110,44 @@ class TensorPlaces:
         """
         if any(array.tobytes() != before for array, before in self._arrays):
             return False
+        contents = []
         for node, places in self._nodes:
             now, before = contents_of(node.obj, node.path), node.contents
             _leave_out(node.obj, now)
             if len(now) != len(before) or (isinstance(now, dict) and now.keys() != before.keys()):
                 return False
-            for key, place in places.items():
-                self.tensors[place] = now[key]
             for key, value in _items(now):
                 old = before[key]
                 if value is old or (type(value) in SCALARS and type(value) is type(old) and value == old):
                     continue
                 if key not in places or not isinstance(value, Tensor) or not _alike(value, old):
                     return False
-                before[key] = value
+            contents.append(now)
+        for (node, places), now in zip(self._nodes, contents):
+            node.contents = now
+            for key, place in places.items():
+                self.tensors[place] = now[key]
         self._note_others()
         return True
 
-    def others_hold(self) -> bool:
-        """Whether scenario and world themselves hold the numbers and objects beside tensors that they held."""
-        return all(
-            len(attributes) == size and all(map(operator.is_, map(attributes.get, names), values))
-            for attributes, size, names, values in self._others
-        )
+    def are_current(self) -> bool:
+        """Whether the places hold these tensors, and world, scenario and its containers else what they held."""
+        try:
+            return all(map(operator.is_, (container[key] for container, key in self.places), self.tensors)) and all(
+                len(container) == size and all(map(operator.is_, map(container.__getitem__, keys), values))
+                for container, size, keys, values in self._others
+            )
+        except LookupError:  # something is shorter now
+            return False
 
     def _note_others(self) -> None:
         self._others = []
         for node, places in self._nodes:
-            if node.path in ("scenario", "world"):
-                others = {name: value for name, value in node.contents.items() if name not in places}
-                self._others.append((vars(node.obj), len(vars(node.obj)), tuple(others), tuple(others.values())))
+            if node.path in ("scenario", "world") or (node.path.startswith("scenario.") and _is_container(node.obj)):
+                container = _container(node)
+                held = container if isinstance(container, dict) else range(len(container))  # no slots
+                others = {key: value for key, value in _items(node.contents) if key not in places and key in held}
+                self._others.append((container, len(container), tuple(others), tuple(others.values())))
 
     def put(self, place: int, tensor: Tensor) -> None:
         """Make a place hold a tensor of the shape of the one that it holds."""
@@ -159,7 +171,7 @@ class TensorPlaces:
         if not unknown:
             return True
         device = self.tensors[0].device
-        equal = [(tensor == value).all().to(device) for tensor, _, value in unknown.values()]
+        equal = [same_values(tensor, value).all().to(device) for tensor, _, value in unknown.values()]
         held = bool(torch.stack(equal).all())
         if held:
             self._held.update(unknown)
@@ -191,7 +203,11 @@ def _items(contents: dict[Any, Any] | list[Any]) -> Any:
 
 def _container(node: Node) -> Any:
     """What holds the contents of an object so that items can be replaced one by one."""
-    return node.obj if isinstance(node.obj, (dict, list, deque)) else getattr(node.obj, "__dict__", {})
+    return node.obj if _is_container(node.obj) else getattr(node.obj, "__dict__", {})
+
+
+def _is_container(obj: Any) -> bool:
+    return isinstance(obj, (dict, list, deque))
 
 
 def _comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any]) -> Any:
@@ -204,11 +220,19 @@ def _comparable(value: Any, graph: ObjectGraph, describe: Callable[[Tensor], Any
         return str(value.dtype), value.shape, value.tobytes()
     if id(value) in graph.nodes:
         return graph.nodes[id(value)].path
+    if isinstance(value, types.FunctionType):
+        numbers = (*value.__code__.co_consts, *(value.__defaults__ or ()))
+        return name_of(value), value.__code__.co_code, [x for x in numbers if type(x) in SCALARS]
     if id(value) in graph.opaque:
         return name_of(value)
     parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     items = [_comparable(item, graph, describe) for item in parts]
     return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items
+
+
+def same_values(x: Tensor, y: Tensor) -> Tensor:
+    """Element by element, NaN equal to NaN."""
+    return (x == y) | ((x != x) & (y != y))
 
 
 def memory_of(tensor: Tensor) -> tuple[Any, ...]:
