@@ -29,16 +29,19 @@ class Options:
     """seeds to train with"""
     output: Path = ROOT / "benchmarks" / "results" / "navigation"
     """where the raw results go, a folder per seed"""
+    compile: bool = False
+    """train with `--compile`"""
 
 
 def main(options: Options) -> None:
     folders = [options.output / f"seed{seed}" for seed in options.seeds]
     for seed, folder in zip(options.seeds, folders):
         if not folder.exists():
-            train(seed, folder)
+            train(seed, folder, ["--compile"] if options.compile else [])
     plot_learning_curves(learning_curves(folders)).savefig(options.output / "learning_curve.png", dpi=120)
     summary = {
-        "command": "python benchmarks/navigation_return.py --seeds " + " ".join(map(str, options.seeds)),
+        "command": " ".join(["python benchmarks/navigation_return.py --seeds", *map(str, options.seeds)])
+        + " --compile" * options.compile,
         "return": "per agent, first episode of each of 1000 environments that are used for nothing else",
         "upper_bound": upper_bound(),
         "runs": [summarise(folder) for folder in folders],
@@ -47,12 +50,13 @@ def main(options: Options) -> None:
     print(json.dumps(summary["runs"], indent=2))
 
 
-def train(seed: int, folder: Path) -> None:
+def train(seed: int, folder: Path, flags: list[str]) -> None:
     """Run the example's own command, and keep all of its run folder, but of the checkpoints the actors alone."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         start = time.perf_counter()
         command = [sys.executable, ROOT / "examples" / "train_vmas.py", "--seed", str(seed), "--run-folder", run]
+        command += flags
         subprocess.run(command, check=True)
         about = json.loads((run / "run.json").read_text())
         about["options"]["run_folder"] = None

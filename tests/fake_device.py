@@ -153,14 +153,15 @@ class DeviceSyncs(SyncGuard):
         """A list of strings ``"OPERATION KIND, in FILE:LINE"``, KIND being READS, COUNTS or COPIES."""
         return [problem for problem in self.problems if any(kind in problem for kind in (READS, COUNTS, COPIES))]
 
-    def _problem(self, name, args, kwargs):
+    def _problem(self, function, args, kwargs):
+        name = function.name()
         tensors = _tensors_of(args, kwargs)
         on_device = [isinstance(tensor, CudaTensor) for tensor in tensors]
         if not any(on_device) and torch.device(kwargs.get("device") or "cpu").type != "cuda":
             return ""
         if name in _INDEXING and not all(on_device):
             return "" if _becomes_masked_fill(name, tensors) else COPIES
-        if not super()._problem(name, args, kwargs):
+        if not super()._problem(function, args, kwargs):
             return ""
         if name in _TO_OTHER_DEVICES:
             return COPIES if isinstance(args[0], CudaTensor) == (name == "aten::copy_") else READS
