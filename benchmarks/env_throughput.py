@@ -83,7 +83,8 @@ class Options:
     output: Path = ROOT / "benchmarks" / "results" / "throughput"
     """folder for DEVICE.json and DEVICE.png"""
     quick: bool = False
-    """a look in about half a minute: navigation, few environments and turns, whatever these options say"""
+    """a look in about half a minute, into runs/throughput-quick: navigation, uncompiled, few environments and turns,
+    whatever these options say"""
     plot: Path | None = None
     """draw the picture of this JSON file again, and measure nothing"""
 
@@ -101,6 +102,7 @@ QUICK = {
     "repeats": 3,
     "budget": 0.3,
     "compiled": False,
+    "output": Path("runs", "throughput-quick"),
 }
 
 

@@ -50,7 +50,7 @@ class Options:
     device: str = "cpu"
     """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
     compile: bool = False
-    """compile the step of the training environments; takes some 10 seconds at the start, and a C++ compiler"""
+    """compile the step of the training environments; takes 5 to 30 seconds at the start, and a C++ compiler"""
 
     communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
     """communication layer of actor and critic"""
@@ -189,6 +189,8 @@ def train(options: Options, run: Run) -> None:
         pad=options.pad,
         **options.scenario_options,
     )
+    if options.compile:
+        print(f"Compiling the step of {options.scenario}", file=sys.stderr)
     env = make_env(options.num_envs, seed=options.seed, compile=options.compile)
     eval_env = make_env(options.eval_episodes, seed=EVAL_SEED)
     test_env = make_env(options.test_episodes, seed=TEST_SEED)

@@ -92,7 +92,7 @@ def test_the_compiled_step_is_a_contender():
     for function, arguments, n_ratios in (
         (throughput, ("random", 0.25), 5),
         (partial_reset, (), 4),
-        (step, (), 5),
+        (step, (), 3),
         (collection, (), 9),
     ):
         cell = function(options, "simple", 8, *arguments)

@@ -181,6 +181,12 @@ class CompiledStep:
         for function in self.functions:
             if function.signature == signature and function.shared == overlaps(places.tensors, function.written):
                 return function
+        if len(self.functions) == N_FUNCTIONS:
+            name = scenario_name(self.environment)
+            message = (
+                f"The step of {name} is compiled for other numbers again and again: make those that change tensors."
+            )
+            warnings.warn(message, UserWarning, stacklevel=2)
         with _traceless(self.environment):
             function = Tracing(self, places, signature).function(inputs)
         places.refresh()
@@ -213,7 +219,8 @@ class CompiledStep:
             saved.restore()
         if problem:
             name = scenario_name(self.environment)
-            raise ValueError(f"A step of {name} cannot be compiled: {problem}. Use compile=False.")
+            hint = " (as `.item()`, `bool(tensor)` and `if tensor` do)" if "reads a tensor" in problem else ""
+            raise ValueError(f"A step of {name} cannot be compiled: {problem}{hint}. Use compile=False.")
 
     def _change_by_resets(self, first: TensorPlaces, inputs: Inputs) -> str:
         """What resets draw that is no tensor; empty if there is little to choose from."""
@@ -266,7 +273,7 @@ class Tracing:
 
     def _change(self, after: TensorPlaces) -> str:
         if path := self.places.difference(after):
-            return f"{path} changes in more than values of tensors"
+            return f"{path} changes in more than values of tensors, such as a number, which a tensor may hold instead"
         paths = self.places.paths
         for i, j in self.shared:
             if memory_of(self.places.tensors[i]) != memory_of(self.places.tensors[j]):
