@@ -110,3 +110,36 @@ def test_speeds_are_those_of_the_committed_results():
         assert "\n".join(table(section, results[section])) in speed, section
     assert results["about"]["threads"] == 1
     assert f"medians of {results['about']['options']['repeats']} turns" in " ".join(speed.split())
+
+
+def test_compiling_costs_and_gives_what_was_measured():
+    """Of the scenarios whose step takes long to trace; the largest difference is relative, or absolute below 1."""
+    results = json.loads((ROOT / "benchmarks/results/compiled/scenarios.json").read_text())["scenarios"]
+    rows = []
+    for name, found in results.items():
+        if "left_out" in found:
+            rows.append(f"| `{name}` | {found['left_out']} | | | |")
+            continue
+        milliseconds = [1e3 * statistics.median(found["seconds_per_step"][kind]) for kind in ("uncompiled", "compiled")]
+        times = " | ".join(f"{time:.1f}" for time in milliseconds)
+        rows.append(
+            f"| `{name}` | {found['cpu_seconds_to_compile']:.0f} | {times} | {found['largest_difference']:.0e} |"
+        )
+        assert found["dones_and_counts_equal"]
+        assert found["largest_difference"] < 1e-4
+    assert "\n".join(rows) in (ROOT / "docs/speed.md").read_text()
+
+
+def test_compiled_training_ends_where_uncompiled_does():
+    folder = ROOT / "benchmarks/results"
+    compiled, plain, more = (
+        [run["return_after"] for run in json.loads((folder / name / "summary.json").read_text())["runs"]]
+        for name in ("navigation_compiled", "navigation", "navigation_compiled/uncompiled")
+    )
+    plain += more
+    means = [statistics.mean(returns) for returns in (compiled, plain)]
+    error = sum(statistics.variance(returns) / len(returns) for returns in (compiled, plain)) ** 0.5
+    assert len(compiled) == len(plain) == 6
+    assert abs(means[0] - means[1]) < error
+    speed = " ".join((ROOT / "docs/speed.md").read_text().split())
+    assert "a return of {:.3f}, the mean of six seeds, and {:.3f} uncompiled".format(*means) in speed

@@ -137,10 +137,9 @@ def test_a_crash_in_the_middle_of_a_row_is_mended(tmp_path):
 
 class TestLoadRun:
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_the_committed_runs_load_though_they_predate_options(self, seed):
-        """Of version 0.1.0 before ``pad`` and ``resume``; the actor that was tested after the training."""
+    def test_the_committed_runs_load(self, seed):
+        """With the actor that was tested after the training."""
         options = json.loads((NAVIGATION / f"seed{seed}/run.json").read_text())["options"]
-        assert "resume" not in options
         run = load_run(NAVIGATION / f"seed{seed}")
         assert run.actors["agents"].module.net.communication.hidden_size == options["hidden_size"]
         found = evaluate(run.make_env(1000), run.policy, max_steps=options["max_steps"], seed=TEST_SEED)

@@ -51,16 +51,17 @@ class Origins(TorchDispatchMode):
         return self._of.get(tensor.untyped_storage()._cdata, set())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        traits = _traits(function)
         given = _tensors((*args, *kwargs.values()) if kwargs else args)
-        origins: set[int] = set()
+        if not any(x.untyped_storage()._cdata in self._of for x in given):  # most operations of a reset
+            return function(*args, **(kwargs or {}))
+        traits, origins = _traits(function), set[int]()
         if not traits.shape_alone:
             origins = origins.union(*map(self.of, given))
         outputs = function(*args, **(kwargs or {}))
         results = _tensors((outputs,))
         known = {x.untyped_storage()._cdata for x in given}
         for result in results:
-            if result.untyped_storage()._cdata not in known:
+            if origins and result.untyped_storage()._cdata not in known:
                 self._of[self._memory(result)] = origins
         # An index whose result has a shape that depends on values is a mask.
         masks = traits.name != "index" or any(x.dtype == torch.bool for x in given[1:])
