@@ -109,6 +109,9 @@ def test_speeds_are_those_of_the_committed_results():
         assert results[section]
         assert "\n".join(table(section, results[section])) in speed, section
     assert results["about"]["threads"] == 1
+    two = json.loads((ROOT / "benchmarks/results/ratios_two_threads/cpu.json").read_text())
+    assert two["about"]["threads"] == 2
+    assert "\n".join(table("step", two["step"])) in speed
     assert f"medians of {results['about']['options']['repeats']} turns" in " ".join(speed.split())
 
 
