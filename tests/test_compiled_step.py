@@ -436,6 +436,18 @@ def test_a_scenario_of_a_user_that_holds_its_tensors_oddly(scenario):
     assert_close(*reversed(outputs))
 
 
+def test_memory_that_is_shared_after_a_step_but_not_after_a_reset():
+    outputs = []
+    for options in ({}, {"compile": True}):
+        env = make_vmas_env(SharingLater(), B, seed=0, **options)
+        simulator(env).hands_out_start_states = True
+        td = steps(env, env.reset(), 2)[-1]
+        td = env.reset(td.set("_reset", (torch.arange(B) == 1).unsqueeze(-1)))
+        outputs.append(steps(env, td, 4))
+    assert_close(*reversed(outputs))
+    assert [out["agents", "observation"][0, 0, 0].item() for out in outputs[0]] == [2, 4, 5, 6]
+
+
 def test_random_numbers_are_those_of_the_uncompiled_step():
     """From the environment's own stream, in the same order, also after it was restored; and no other stream moves."""
     envs = [make_vmas_env(Drawing(), B, seed=0, max_steps=20, **options) for options in ({}, {"compile": True})]

@@ -51,6 +51,7 @@ class CompiledFunction:
     outputs: Any = None  # the structure of the outputs
     written: frozenset[int] = frozenset()  # places whose tensors the step writes to in place
     shared: tuple[tuple[int, int], ...] = ()  # pairs of places, with one of those, that hold the same memory
+    reshares: bool = False  # whether they are other pairs after the step
     draws: tuple[Draw, ...] = ()  # the random numbers that it is given
 
 
@@ -130,6 +131,7 @@ class CompiledStep:
             after = held + results[: function.n_new]
             for place, index in function.updates:
                 self._places.put(place, after[index])
+            self._changed = function.reshares
             return tree_unflatten(results[function.n_new :], function.outputs)
 
     def _call(self, function: CompiledFunction, tensors: list[Tensor]) -> list[Tensor]:
@@ -310,6 +312,10 @@ class Tracing:
                 if index[memory_of(tensor)] != place:
                     updates.append((place, index[memory_of(tensor)]))
             function.n_new, function.updates = len(new), tuple(updates)
+            updated = dict(updates)
+            held = [updated.get(place, place) for place in range(n)]
+            pairs = [(i, j) for j in range(n) for i in range(j) if held[i] == held[j]]
+            function.reshares = {pair for pair in pairs if not self.written.isdisjoint(pair)} != {*self.shared}
             return [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*new, *leaves)]
 
         try:
