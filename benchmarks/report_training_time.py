@@ -13,9 +13,9 @@ RESULTS = Path(__file__).resolve().parent / "results" / "training_time" / "cpu.j
 OURS, COMPILED = "ours", "ours, compiled"
 CONTENDERS = """
 Ours is `examples/train_vmas.py` with its defaults, evaluated every 6,000 frames. TorchRL's is the recipe of its
-`sota-implementations/multiagent/maddpg_iddpg.py` with the hyper-parameters of its YAML file, which are for VMAS balance:
-60,000 frames, then 630 updates of 4,096, evaluated after them. BenchMARL's are its `fine_tuned/vmas` settings: 6,000
-frames, then 1,000 updates of 128, evaluated after them. Neither was tuned for navigation by us.
+`sota-implementations/multiagent/maddpg_iddpg.py` with the hyper-parameters of its YAML file, which are for VMAS
+balance: 60,000 frames, then 630 updates of 4,096, evaluated after them. BenchMARL's are its `fine_tuned/vmas` settings:
+6,000 frames, then 1,000 updates of 128, evaluated after them. Neither rival was tuned for navigation.
 """.strip().splitlines()
 
 
@@ -41,20 +41,20 @@ def training_time(results: dict[str, Any]) -> str:
         f"row returned at least {target} (mean of {about['evaluation_episodes']} first episodes without exploration), "
         f"{about['seconds']}. Who does not get there is stopped: its ratio is then a lower bound.",
         "",
-        "| contender | seed | seconds | CPU seconds | frames | best return | times ours | times ours, compiled |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| contender | seed | seconds | CPU seconds | frames | best return | last return | / ours | / ours, compiled |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for run in runs:
         last = run["evaluations"][-1]["frames"] if run["evaluations"] else 0
         found = run["reached"] or {"seconds": run["seconds"], "frames": last}
         bound = "" if run["reached"] else "> "
-        best = max((evaluation["return"] for evaluation in run["evaluations"]), default=float("nan"))
+        returns = [evaluation["return"] for evaluation in run["evaluations"]] or [float("nan")]
         ratios = [
             f"{bound}{found['seconds'] / seconds[ours, run['seed']]:.2f}" if (ours, run["seed"]) in seconds else "-"
             for ours in (OURS, COMPILED)
         ]
         cells = [run["contender"], run["seed"], f"{bound}{found['seconds']:.0f}", f"{run['cpu_seconds']:.0f}"]
-        cells += [f"{bound}{found['frames']:,}", f"{best:.2f}", *ratios]
+        cells += [f"{bound}{found['frames']:,}", f"{max(returns):.2f}", f"{returns[-1]:.2f}", *ratios]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines.append("")
     if results["compiling"]:

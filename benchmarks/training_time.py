@@ -132,8 +132,7 @@ def measure(contender: str, seed: int, options: Options, cache: Path) -> dict[st
         command, file = command_of(contender, seed, options, Path(folder))
         shown = shlex.join(["python", *command[1:]]).replace(f"{ROOT}{os.sep}", "").replace(folder, "FOLDER")
         about["command"] = shown
-        environment = {**environment_with(cache), "TMPDIR": folder}
-        outcome = watch(command, file, environment, target=options.target, limit=options.limit)
+        outcome = watch(command, file, environment_with(cache), target=options.target, limit=options.limit)
     return about | outcome
 
 

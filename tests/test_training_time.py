@@ -115,9 +115,9 @@ def test_what_is_measured_is_kept(measured):
 def test_the_report_has_a_row_for_each_training(measured):
     _, results = measured
     text = section(results)
-    assert "| ours | 0 | 10 | 9 | 3,000 | 4.00 | 1.00 | 2.50 |" in text
-    assert "| ours, compiled | 0 | 4 | 9 | 1,200 | 4.00 | 0.40 | 1.00 |" in text
-    assert "| TorchRL MADDPG | 0 | > 100 | 9 | > 600 | 2.00 | > 10.00 | > 25.00 |" in text
+    assert "| ours | 0 | 10 | 9 | 3,000 | 4.00 | 4.00 | 1.00 | 2.50 |" in text
+    assert "| ours, compiled | 0 | 4 | 9 | 1,200 | 4.00 | 4.00 | 0.40 | 1.00 |" in text
+    assert "| TorchRL MADDPG | 0 | > 100 | 9 | > 600 | 2.00 | 2.00 | > 10.00 | > 25.00 |" in text
     assert "9 s uncompiled, 40 s with `--compile`" in text
     assert "BenchMARL IDDPG is left out: it needs --benchmarl-python." in text
     axes = draw_training_time(results).axes[0]

@@ -4,14 +4,13 @@ Run by the Python of an environment of its own: BenchMARL needs an older TorchRL
 beyond this (torchvision, av, loggers) is not used here:
 
     python3.11 -m venv benchmarl
-    benchmarl/bin/pip install torch==2.13.0 "numpy<3" tqdm hydra-core cloudpickle orjson pyvers packaging gym pyglet==1.5.27
+    benchmarl/bin/pip install torch==2.13.0 numpy tqdm hydra-core cloudpickle orjson pyvers packaging gym pyglet==1.5.27
     benchmarl/bin/pip install --no-deps benchmarl==1.5.2 torchrl==0.11.1 tensordict==0.11.0 vmas==1.5.2
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from benchmarl.algorithms import IddpgConfig, MaddpgConfig
@@ -60,7 +59,7 @@ class Evaluations(Callback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithm", choices=ALGORITHMS, required=True)
-    parser.add_argument("--evaluations", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--evaluations", type=Path, required=True, help="CSV file to write, in a folder for all else")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--evaluation-episodes", type=int, required=True)
     parser.add_argument("--evaluation-seed", type=int, required=True)
@@ -69,7 +68,7 @@ def main() -> None:
     task = VmasTask.NAVIGATION.get_from_yaml()
     task.config = {"max_steps": options.max_steps}  # the scenario's own defaults otherwise
     config = ExperimentConfig.get_from_yaml()
-    for name, value in (VMAS_SETTINGS | QUIET).items():
+    for name, value in (VMAS_SETTINGS | QUIET | {"save_folder": str(options.evaluations.parent)}).items():
         setattr(config, name, value)
     evaluations = Evaluations(
         options.evaluations,
@@ -77,17 +76,15 @@ def main() -> None:
         episodes=options.evaluation_episodes,
         seed=options.evaluation_seed,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_folder = folder
-        Experiment(
-            task=task,
-            algorithm_config=ALGORITHMS[options.algorithm].get_from_yaml(),
-            model_config=MlpConfig.get_from_yaml(),
-            critic_model_config=MlpConfig.get_from_yaml(),
-            seed=options.seed,
-            config=config,
-            callbacks=[evaluations],
-        ).run()
+    Experiment(
+        task=task,
+        algorithm_config=ALGORITHMS[options.algorithm].get_from_yaml(),
+        model_config=MlpConfig.get_from_yaml(),
+        critic_model_config=MlpConfig.get_from_yaml(),
+        seed=options.seed,
+        config=config,
+        callbacks=[evaluations],
+    ).run()
 
 
 if __name__ == "__main__":
