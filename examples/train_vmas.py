@@ -14,18 +14,24 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
-from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import AdditiveGaussianModule
-from torchrl.objectives import SoftUpdate
 
-from torchrl_bicnet import BiCNetActor, BiCNetCritic, CollectorState, Run, evaluate, make_ddpg_loss, make_vmas_env
+from torchrl_bicnet import (
+    BiCNetActor,
+    BiCNetCritic,
+    CollectorState,
+    Run,
+    UpdateStep,
+    evaluate,
+    make_ddpg_loss,
+    make_vmas_env,
+)
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED, validated
 
@@ -50,7 +56,7 @@ class Options:
     device: str = "cpu"
     """where everything lives, replay included: cpu, cuda, cuda:1, ..."""
     compile: bool = False
-    """compile the step of the training environments; takes 5 to 30 seconds at the start, and a C++ compiler"""
+    """compile the step of the training environments and the update; needs a C++ compiler, and pays in long runs"""
 
     communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
     """communication layer of actor and critic"""
@@ -135,7 +141,7 @@ class Options:
 
 
 class Learner:
-    """Actor, critic, exploration noise, loss, target networks and optimiser of a group of agents."""
+    """Actor, critic, exploration noise, loss and update of a group of agents."""
 
     def __init__(self, env: EnvBase, group: str, options: Options) -> None:
         # Actor and critic
@@ -151,30 +157,16 @@ class Learner:
             action_key=self.actor.out_keys[-1],
             device=options.device,
         )
-        # Loss and targets
-        self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)
-        self.target_update = SoftUpdate(self.loss, tau=options.tau)
-        # Optimiser, over the parameters that the loss trains
-        self.max_grad_norm = options.max_grad_norm
-        self.trained = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": list(self.actor.parameters()), "lr": options.actor_lr},
-                {"params": list(self.critic.parameters()), "lr": options.critic_lr},
-            ],
-            fused=True,
+        self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)  # with the target networks
+        # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them
+        self.update = UpdateStep(
+            self.loss,
+            actor_lr=options.actor_lr,
+            critic_lr=options.critic_lr,
+            tau=options.tau,
+            max_grad_norm=options.max_grad_norm,
+            compile=options.compile,
         )
-
-    def update(self, sample: TensorDictBase) -> dict[str, Tensor]:
-        """One gradient step of actor and critic on a batch of transitions, and one of the targets towards them."""
-        output = self.loss(sample)
-        (output["loss_actor"] + output["loss_value"]).backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.target_update.step()
-        losses = {name: output[name].detach() for name in ("loss_actor", "loss_value")}
-        return {**losses, "grad_norm": grad_norm}
 
 
 def train(options: Options, run: Run) -> None:
@@ -190,7 +182,7 @@ def train(options: Options, run: Run) -> None:
         **options.scenario_options,
     )
     if options.compile:
-        print(f"Compiling the step of {options.scenario}", file=sys.stderr)
+        print(f"Compiling the step of {options.scenario} and the update", file=sys.stderr)
     env = make_env(options.num_envs, seed=options.seed, compile=options.compile)
     eval_env = make_env(options.eval_episodes, seed=EVAL_SEED)
     test_env = make_env(options.test_episodes, seed=TEST_SEED)
@@ -220,7 +212,7 @@ def train(options: Options, run: Run) -> None:
     state = {
         f"{group}.{part}": getattr(learner, part)
         for group, learner in learners.items()
-        for part in ("actor", "critic", "loss", "optimiser", "noise")
+        for part in ("actor", "critic", "loss", "update", "noise")
     }
     # A new run makes its folder; a resumed one restores all of this from the checkpoint
     frames_done = run.start(

@@ -46,6 +46,15 @@ class CudaTensor(torch.Tensor):
     def __repr__(self):
         return f"CudaTensor({self.value})"
 
+    @property
+    def data(self):
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.value = other.value
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise RuntimeError(f"{function} on a CudaTensor outside of FakeCuda.")

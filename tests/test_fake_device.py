@@ -13,7 +13,6 @@ from tensordict.nn import TensorDictSequential
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule
-from torchrl.objectives import SoftUpdate
 
 import torchrl_bicnet
 from tests.fake_device import COPIES, COUNTS, READS, CudaTensor, DeviceSyncs, FakeCuda
@@ -23,6 +22,7 @@ from torchrl_bicnet import (
     BiCNetCritic,
     ExplorationNoise,
     RecurrentCommunication,
+    UpdateStep,
     evaluate,
     make_ddpg_loss,
     make_vmas_env,
@@ -278,18 +278,14 @@ def test_losses_and_updates(communication, masked):
         options = {"communication": communication, "hidden_size": 8, "num_cells": (8,), "mask_key": mask_key}
         actor = BiCNetActor(5, Bounded(-1, 1, (4, 2), device=device), device=device, **options)
         loss = make_ddpg_loss(actor, BiCNetCritic(5, 2, device=device, **options))
-        targets, optimizer = SoftUpdate(loss, tau=0.1), torch.optim.Adam(loss.parameters())
+        update = UpdateStep(loss, actor_lr=1e-3, critic_lr=1e-3, tau=0.1, max_grad_norm=0.5)
         data = batch().to(device)
         for _ in range(2):
             with DeviceSyncs() as syncs:
-                losses = loss(data)
-                (losses["loss_actor"] + losses["loss_value"]).backward()
-                torch.nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
-                optimizer.step()
-                optimizer.zero_grad()
-                targets.step()
+                metrics = update(data)
         assert syncs.waits == []
-        return [actor(data.clone()), losses, *loss.parameters(), *loss.target_value_network_params.values(True, True)]
+        targets = loss.target_value_network_params.values(True, True)
+        return [actor(data.clone()), *metrics.values(), *loss.parameters(), *targets]
 
     found, expected = (dict(leaves(results)) for results in on_both(learn))
     torch.testing.assert_close(found, expected)  # products of matrices may be folded differently

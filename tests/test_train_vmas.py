@@ -144,13 +144,13 @@ class TestReplay:
                 events.append(("batch", batch["agents", "observation"].clone()))
                 return super().extend(batch)
 
-        def update(learner, sample):
-            events.append(("sample", sample["agents", "observation"].clone()))
-            return original(learner, sample)
+        class Update(train_vmas.UpdateStep):
+            def __call__(self, sample):
+                events.append(("sample", sample["agents", "observation"].clone()))
+                return super().__call__(sample)
 
-        original = Learner.update
         monkeypatch.setattr(train_vmas, "TensorDictReplayBuffer", Buffer)
-        monkeypatch.setattr(Learner, "update", update)
+        monkeypatch.setattr(train_vmas, "UpdateStep", Update)
 
         def record(**changes):
             run(tmp_path, **changes)

@@ -22,6 +22,7 @@ from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
+from torchrl_bicnet.update import UpdateStep
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "NoCommunication",
     "RecurrentCommunication",
     "Run",
+    "UpdateStep",
     "detach",
     "evaluate",
     "load_plain_bicnet",

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.communication.mask import mask_absent, masked_input
@@ -77,9 +78,9 @@ class RecurrentCommunication(nn.RNNBase):
         bidirectional (bool): if ``False``, agents hear only those before them. Defaults to ``True``.
         bias (bool): whether the gates have biases. Defaults to ``True``.
         implementation (str): ``"auto"``, ``"fused"`` or ``"loop"``. ``"auto"`` takes the loop under a mask, a
-            ``torch.func`` transform or ``torch.compile``, and in eval mode on CUDA while gradients are recorded;
-            the fused kernel otherwise. For double backward or forward-mode differentiation ask for ``"loop"``.
-            Defaults to ``"auto"``.
+            ``torch.func`` transform, ``torch.compile`` or ``make_fx``, and in eval mode on CUDA while gradients are
+            recorded; the fused kernel otherwise. For double backward or forward-mode differentiation ask for
+            ``"loop"``. Defaults to ``"auto"``.
         device (torch.device, optional): where to create the parameters.
         dtype (torch.dtype, optional): their type.
 
@@ -155,6 +156,7 @@ class RecurrentCommunication(nn.RNNBase):
         return (
             mask is not None
             or torch.compiler.is_compiling()
+            or get_proxy_mode() is not None  # traced by make_fx
             or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (x, *self._weights()))
             # cuDNN's backward needs train mode.
             or (x.is_cuda and not self.training and torch.is_grad_enabled())

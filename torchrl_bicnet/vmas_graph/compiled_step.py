@@ -139,7 +139,8 @@ class CompiledStep:
             with torch.no_grad():
                 return function.call(*tensors)  # type: ignore[misc]
         if function.call_with_gradients is None:
-            apart, name = [tensor.detach().clone() for tensor in tensors], scenario_name(self.environment)
+            apart = [tensor.detach().clone() for tensor in tensors]
+            name = f"The step of {scenario_name(self.environment)}"
             function.call_with_gradients = compile_graph(function.graph, apart, name, gradients=True)  # type: ignore[arg-type]
         return function.call_with_gradients(*tensors)
 
@@ -325,7 +326,7 @@ class Tracing:
             return function
         if self.environment.grad_enabled:
             function.graph = deepcopy(graph)
-        function.call = compile_graph(graph, [*state, *given], scenario_name(self.environment))
+        function.call = compile_graph(graph, [*state, *given], f"The step of {scenario_name(self.environment)}")
         return function
 
 

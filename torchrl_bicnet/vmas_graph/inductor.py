@@ -32,7 +32,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str, *, gradie
     Args:
         graph (GraphModule): from ``make_fx``, of tensors to a list of tensors.
         inputs (list of Tensor): of the shapes that it will be called with, sharing no memory.
-        name (str): of what is compiled, for messages.
+        name (str): what is compiled, to begin a sentence with.
 
     Keyword Args:
         gradients (bool): compiles those to all inputs too; on CUDA it is no CUDA graph then. Defaults to ``False``.
@@ -57,7 +57,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str, *, gradie
     except Exception as error:
         if "InvalidCxxCompiler" in "".join(traceback.format_exception(error)):
             raise RuntimeError("compile=True needs a C++ compiler, such as g++, and none was found.") from error
-        raise RuntimeError(f"The step of {name} was not compiled.") from error
+        raise RuntimeError(f"{name} was not compiled.") from error
 
 
 def _compile_piece(options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]) -> Function:

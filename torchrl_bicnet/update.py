@@ -1,0 +1,273 @@
+"""One optimisation step of DDPG as one function of a sampled batch: eager, or compiled."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torchrl.objectives import DDPGLoss
+
+from torchrl_bicnet.checks import check_type
+from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
+
+ACTOR, CRITIC = "actor_network", "value_network"
+# Parameters begin at multiples of so many bytes, as kernels of matrix products like it.
+ALIGNMENT = 64
+
+
+class UpdateStep:
+    """One optimisation step of DDPG: losses, gradients, clipping, Adam for actor and critic, and the target networks.
+
+    It calls the loss as it is, and moves the parameters of each network into one tensor, of which they become views:
+    clipping, Adam and the targets are then one operation each, not one per parameter. The modules, their state dicts
+    and the loss's stay what they were; only their memory has moved.
+
+    With ``compile=True`` the same step is traced and fused by Inductor when it is first called with a batch of new
+    shapes or keys, which takes seconds; on CUDA it is then replayed as one CUDA graph. No form waits for the device.
+
+    Args:
+        loss (DDPGLoss): from :func:`~torchrl_bicnet.make_ddpg_loss`, where it is to stay: moved to another device
+            afterwards it has other parameters than those trained here, which is an error.
+
+    Keyword Args:
+        actor_lr (float): learning rate of the actor.
+        critic_lr (float): learning rate of the critic.
+        tau (float): fraction of the way that the target networks move towards the trained ones.
+        max_grad_norm (float): the gradients of actor and critic together are clipped to this norm. Defaults to
+            ``inf``: not clipped.
+        compile (bool): whether to compile it. Defaults to ``False``.
+        autocast (torch.dtype, optional): ``torch.bfloat16`` computes both losses in it by :class:`torch.autocast`;
+            parameters, Adam and targets keep their type. Defaults to ``None``: no autocast.
+
+    Raises:
+        ValueError: if actor and critic share parameters, or have none, or not all of one type and device.
+        RuntimeError: when it is called, if it cannot be compiled here, as without a C++ compiler.
+
+    Reference: Lillicrap et al., *Continuous control with deep reinforcement learning*, 2015,
+    https://arxiv.org/abs/1509.02971, algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_ddpg_loss, make_vmas_env
+        >>> env = make_vmas_env("navigation", num_envs=8, seed=0)
+        >>> loss = make_ddpg_loss(BiCNetActor.from_env(env), BiCNetCritic.from_env(env))
+        >>> update = UpdateStep(loss, actor_lr=5e-4, critic_lr=1e-3, tau=0.01, max_grad_norm=1.0)
+        >>> metrics = update(env.rollout(10).reshape(-1))
+        >>> list(metrics)
+        ['loss_actor', 'loss_value', 'grad_norm']
+    """
+
+    def __init__(
+        self,
+        loss: DDPGLoss,
+        *,
+        actor_lr: float,
+        critic_lr: float,
+        tau: float,
+        max_grad_norm: float = math.inf,
+        compile: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        check_type("loss", loss, DDPGLoss, "a DDPGLoss, such as from make_ddpg_loss")
+        for name, number, most in (
+            ("actor_lr", actor_lr, math.inf),
+            ("critic_lr", critic_lr, math.inf),
+            ("tau", tau, 1.0),
+            ("max_grad_norm", max_grad_norm, math.inf),
+        ):
+            if not 0 <= number <= most:
+                raise ValueError(f"{name} must be between 0 and {most}, found {number}.")
+        self.loss = loss
+        self.learning_rates = {ACTOR: actor_lr, CRITIC: critic_lr}
+        self.tau, self.max_grad_norm = tau, max_grad_norm
+        self.compile, self.autocast = compile, autocast
+        self._layouts = {name: _Layout(loss, name) for name in self.learning_rates}
+        actor, critic = ({*map(id, net.parameters())} for net in (loss.actor_network_params, loss.value_network_params))
+        if shared := actor & critic:
+            raise ValueError(f"Actor and critic must have parameters of their own, found {len(shared)} in both.")
+        loss._has_update_associated.update(dict.fromkeys(loss._has_update_associated, True))  # as SoftUpdate does
+        # All that a step changes: parameters, targets, Adam's averages and counts, and buffers, such as running means
+        self._state = TensorDict({name: layout.pack(loss) for name, layout in self._layouts.items()})
+        self.device = self._state[ACTOR, "parameters"].device
+        self._loss = self._with_parameters(self._state)
+        self._functions: dict[Any, Function] = {}
+
+    def __call__(self, sample: TensorDictBase) -> dict[str, Tensor]:
+        """Take the step on a batch of transitions, ``(*B,)``, with the keys ``loss.in_keys``.
+
+        The squared TD errors are written to the batch, as the loss does, for a prioritised replay buffer.
+
+        Returns:
+            The metrics ``loss_actor`` and ``loss_value``, before the step, and ``grad_norm``, before clipping, on the
+            device.
+        """
+        for layout in self._layouts.values():
+            layout.check_in_place(self._state)
+        read = sample.select(*self.loss.in_keys, strict=False)
+        metrics = self._call_compiled(read) if self.compile else self._step(self._state, self._loss, read)
+        sample.set(self.loss.tensor_keys.priority, metrics.pop("td_error"))
+        return metrics
+
+    def _step(self, state: TensorDictBase, loss: DDPGLoss, sample: TensorDictBase) -> dict[str, Tensor]:
+        with torch.enable_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            output = loss(sample)
+            total = output["loss_actor"] + output["loss_value"]
+        trained = [state[name, "parameters"] for name in self.learning_rates]
+        total.backward()
+        gradients = [parameters.grad for parameters in trained]
+        grad_norm = nn.utils.get_total_norm(gradients, foreach=False)
+        scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
+        for (name, lr), parameters, gradient in zip(self.learning_rates.items(), trained, gradients):
+            parameters.grad = None
+            _adam(state[name], parameters.data, gradient * scale, lr)
+            if "target" in state[name]:
+                state[name, "target"].lerp_(parameters.data, self.tau)
+        losses = {name: output[name].detach() for name in ("loss_actor", "loss_value", "td_error")}
+        return {**losses, "grad_norm": grad_norm}
+
+    def _call_compiled(self, sample: TensorDictBase) -> dict[str, Tensor]:
+        state = {key: tensor.detach() for key, tensor in self._state.items(True, True)}
+        read = dict(sample.items(True, True))
+        signature = tuple((key, tensor.shape, tensor.dtype) for key, tensor in read.items())
+        inputs = [*state.values(), *(tensor.contiguous() for tensor in read.values())]
+        if signature not in self._functions:
+            self._functions[signature] = self._compiled(list(state), list(read), inputs, sample.batch_size)
+        results = self._functions[signature](*inputs)
+        torch._foreach_copy_(list(state.values()), results[: len(state)])
+        return dict(zip(("loss_actor", "loss_value", "td_error", "grad_norm"), results[len(state) :]))
+
+    def _compiled(
+        self, state_keys: list[NestedKey], sample_keys: list[NestedKey], inputs: list[Tensor], batch_size: torch.Size
+    ) -> Function:
+        """The step as a compiled function: state and sample to the state afterwards and the metrics."""
+        n = len(state_keys)
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            after = [tensor.clone() for tensor in tensors[:n]]
+            state = TensorDict(dict(zip(state_keys, after)))
+            for name in self.learning_rates:
+                state[name, "parameters"].requires_grad_()
+            metrics = self._step(
+                state, self._with_parameters(state), TensorDict(dict(zip(sample_keys, tensors[n:])), batch_size)
+            )
+            return [tensor.detach() for tensor in (*after, *metrics.values())]
+
+        with torch.no_grad():
+            graph = make_fx(function)(*(tensor.clone() for tensor in inputs))
+            return compile_graph(graph, [tensor.clone() for tensor in inputs], "The update")
+
+    @torch.enable_grad()
+    def _with_parameters(self, state: TensorDictBase) -> DDPGLoss:
+        """The loss with the parameters of a state, differentiable with respect to them."""
+        networks: dict[str, TensorDict] = {}
+        for name, layout in self._layouts.items():
+            networks |= layout.unpack(state[name])
+        loss = copy.copy(self.loss)
+        loss.__dict__ = {**vars(self.loss), "_modules": {**self.loss._modules, **networks}, "_cache": {}}
+        return loss
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Adam's averages of gradients and of their squares, and its count of steps, for each network.
+
+        Parameters and targets are in the loss's. It is the same for all forms of the step, and loads into any.
+        """
+        return {f"{name}.{part}": self._state[name, part] for name in self.learning_rates for part in _ADAM}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`state_dict` returned, for networks of the same sizes."""
+        own = self.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        if shapes != found:
+            raise ValueError(f"Expected tensors {shapes}, found {found}.")
+        for name, tensor in own.items():
+            tensor.copy_(state_dict[name])
+
+
+# Adam with torch's defaults: names of its state, decay rates of its averages and what keeps it from dividing by zero.
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+def _adam(network: TensorDictBase, parameters: Tensor, gradient: Tensor, lr: float) -> None:
+    """Kingma and Ba, *Adam*, 2015, https://arxiv.org/abs/1412.6980, algorithm 1.
+
+    Of tensor operations alone: torch's fused one is refused by Inductor, its other ones ask the device for the step.
+    """
+    step = network["step"].add_(1)
+    mean = network["exp_avg"].lerp_(gradient, 1 - _BETA1)
+    square = network["exp_avg_sq"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+    deviation = (square / (1 - _BETA2**step)).sqrt_().add_(_EPSILON)
+    parameters.sub_(mean / deviation * (lr / (1 - _BETA1**step)))
+
+
+class _Layout:
+    """Where the parameters of one network of the loss lie in one tensor."""
+
+    def __init__(self, loss: DDPGLoss, name: str) -> None:
+        self.params, self.targets = f"{name}_params", f"target_{name}_params"
+        self.name, self.loss = name, loss
+        leaves = dict(getattr(loss, self.params).items(True, True))
+        trained = {k: p for k, p in leaves.items() if isinstance(p, nn.Parameter) and p.requires_grad}
+        kinds = {(parameter.dtype, parameter.device) for parameter in trained.values()}
+        if len(kinds) != 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
+            raise ValueError(f"{name} must have trained parameters of one type on one device, found {found}.")
+        self.shapes = {key: parameter.shape for key, parameter in trained.items()}
+        self.fixed = [key for key in leaves if key not in trained]
+        step = ALIGNMENT // next(iter(trained.values())).element_size()
+        self.sizes: list[int] = []  # of the parameters, with the gap after each
+        for shape in self.shapes.values():
+            self.sizes += [shape.numel(), -shape.numel() % step]
+
+    def pack(self, loss: DDPGLoss) -> TensorDict:
+        """Move the parameters, and those of the target network if there is one, and return the network's state."""
+        params = getattr(loss, self.params)
+        parameters = self._move(params)
+        zeros = {part: torch.zeros_like(parameters) for part in ("exp_avg", "exp_avg_sq")}
+        step = torch.zeros((), dtype=torch.float64, device=parameters.device)
+        state = {"parameters": parameters.requires_grad_(), **zeros, "step": step}
+        state["buffers"] = TensorDict({key: params.get(key).data for key in self.fixed})
+        if self.targets in loss._modules:
+            targets = getattr(loss, self.targets)
+            state["target"] = self._move(targets)
+            state["target_buffers"] = TensorDict({key: targets.get(key).data for key in self.fixed})
+        return TensorDict(state)
+
+    def _move(self, params: TensorDictBase) -> Tensor:
+        first = params.get(next(iter(self.shapes)))
+        flat = torch.zeros(sum(self.sizes), dtype=first.dtype, device=first.device)
+        for key, view in self._views(flat).items():
+            view.copy_(params.get(key).data)
+            params.get(key).data = view
+        return flat
+
+    def _views(self, flat: Tensor) -> dict[NestedKey, Tensor]:
+        parts = flat.split(self.sizes)[::2]
+        return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts)}
+
+    def unpack(self, state: TensorDictBase) -> dict[str, TensorDict]:
+        """The networks as the loss holds them: name to parameters."""
+        networks = {self.params: self._views(state["parameters"]) | _leaves(state, "buffers")}
+        if "target" in state:
+            networks[self.targets] = self._views(state["target"]) | _leaves(state, "target_buffers")
+        return {name: TensorDict(tensors) for name, tensors in networks.items()}
+
+    def check_in_place(self, state: TensorDictBase) -> None:
+        parameter = getattr(self.loss, self.params).get(next(iter(self.shapes)))
+        if parameter.data_ptr() != state[self.name, "parameters"].data_ptr():
+            raise ValueError(
+                f"The parameters of {self.name} were moved after the UpdateStep was made, so that they would not be "
+                "trained: move modules and loss to their device first."
+            )
+
+
+def _leaves(state: TensorDictBase, name: str) -> dict[NestedKey, Tensor]:
+    return dict(state[name].items(True, True)) if name in state else {}  # none is left of an empty one
