@@ -99,7 +99,7 @@ def main(options: Options) -> None:
                 if contender == COMPILED and not any(cache.iterdir()):
                     results["compiling"] = compiling(cache)
                 results["runs"].append(measure(contender, seed, options, cache))
-            except ContenderError as error:
+            except (ContenderError, subprocess.CalledProcessError) as error:
                 results["left_out"][contender] = str(error)
             options.output.write_text(json.dumps(results, indent=2) + "\n")
     for run in results["runs"]:
