@@ -39,10 +39,12 @@ def training_time(results: dict[str, Any]) -> str:
         "",
         f"{about['task']}, {about['max_steps']} steps: seconds until {about['evaluations_in_a_row']} evaluations in a "
         f"row returned at least {target} (mean of {about['evaluation_episodes']} first episodes without exploration), "
-        f"{about['seconds']}. Who does not get there is stopped: its ratio is then a lower bound.",
+        f"{about['seconds']}. Who does not get there is stopped: its ratio is then a lower bound. "
+        "CPU seconds of others are what other processes of the machine took at the same time.",
         "",
-        "| contender | seed | seconds | CPU seconds | frames | best return | last return | / ours | / ours, compiled |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| contender | seed | seconds | CPU seconds | of others | frames | best return | last return | / ours "
+        "| / ours, compiled |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for run in runs:
         last = run["evaluations"][-1]["frames"] if run["evaluations"] else 0
@@ -54,6 +56,7 @@ def training_time(results: dict[str, Any]) -> str:
             for ours in (OURS, COMPILED)
         ]
         cells = [run["contender"], run["seed"], f"{bound}{found['seconds']:.0f}", f"{run['cpu_seconds']:.0f}"]
+        cells.append(f"{run['cpu_seconds_of_others']:.0f}")
         cells += [f"{bound}{found['frames']:,}", f"{max(returns):.2f}", f"{returns[-1]:.2f}", *ratios]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines.append("")
@@ -69,12 +72,13 @@ def training_time(results: dict[str, Any]) -> str:
 
 def settings(runs: list[dict[str, Any]]) -> list[str]:
     """Where, when and with which versions; each once."""
-    places = {f"{run['machine']}, {run['threads']} threads, {run['date']}" for run in runs}
+    places = {f"{run['machine']}, {run['threads']} threads, {run['date']}, commit {run['commit']}" for run in runs}
     versions = {}
     for run in runs:
         packages = {name: version for name, version in run["versions"].items() if name != "torchrl_bicnet"}
         versions.setdefault(", ".join(f"{name} {version}" for name, version in packages.items()), []).append(run)
-    lines = ["", *(f"Measured on {place}." for place in sorted(places))]
+    command = "`python benchmarks/training_time.py --benchmarl-python PYTHON`"
+    lines = ["", *(f"{command}, {place}." for place in sorted(places))]
     for line, group in versions.items():
         names = dict.fromkeys(run["contender"] for run in group)
         lines.append(f"{'; '.join(names)}: {line}.")

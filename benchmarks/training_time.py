@@ -162,7 +162,7 @@ def watch(
         ContenderError: if the command fails.
     """
     evaluations: list[Evaluation] = []
-    cpu_before = cpu_seconds_of_children()
+    cpu_before, busy_before = cpu_seconds_of_children(), busy_cpu_seconds()
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
@@ -178,10 +178,12 @@ def watch(
         output.seek(0)
         if code:
             raise ContenderError("\n".join(output.read().strip().splitlines()[-20:]) or f"exit code {code}")
+    cpu_seconds = cpu_seconds_of_children() - cpu_before
     return {
         "reached": reached(evaluations, target),
         "seconds": seconds,
-        "cpu_seconds": round(cpu_seconds_of_children() - cpu_before, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "cpu_seconds_of_others": round(busy_cpu_seconds() - busy_before - cpu_seconds, 1),
         "evaluations": evaluations,
     }
 
@@ -215,6 +217,15 @@ def stop(process: subprocess.Popen[Any]) -> None:
 def cpu_seconds_of_children() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def busy_cpu_seconds() -> float:
+    """Of all processes of the machine since it was started; NaN where there is no Linux to ask."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return float("nan")
+    user, nice, system = map(int, file.read_text().split(maxsplit=4)[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def compiling(cache: Path) -> dict[str, float]:

@@ -66,6 +66,8 @@ def test_a_contender_is_stopped_once_it_is_there(tmp_path):
     assert found["reached"] == found["evaluations"][-1]
     assert found["reached"]["seconds"] - found["evaluations"][1]["seconds"] == pytest.approx(1, abs=0.7)
     assert found["reached"]["seconds"] >= 1
+    assert found["cpu_seconds"] < 50
+    assert found["cpu_seconds_of_others"] >= -0.1
 
 
 def test_a_contender_is_stopped_at_the_limit(tmp_path):
@@ -87,10 +89,11 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(training_time, "compiling", lambda cache: seconds)
 
     def made_up(command, file, environment, *, target, limit):
+        used = {"cpu_seconds": 9.0, "cpu_seconds_of_others": 1.0}
         if "torchrl_maddpg.py" in command[1]:
-            return {"reached": None, "seconds": limit, "cpu_seconds": 9.0, "evaluations": evaluations(-1.0, 2.0)}
+            return used | {"reached": None, "seconds": limit, "evaluations": evaluations(-1.0, 2.0)}
         rows = evaluations(0.0, 4.0, 4.0) if "--compile" in command else evaluations(0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
-        return {"reached": rows[-1], "seconds": rows[-1]["seconds"], "cpu_seconds": 9.0, "evaluations": rows}
+        return used | {"reached": rows[-1], "seconds": rows[-1]["seconds"], "evaluations": rows}
 
     monkeypatch.setattr(training_time, "watch", made_up)
     options = Options(output=tmp_path / "results" / "cpu.json", limit=100)
@@ -115,9 +118,9 @@ def test_what_is_measured_is_kept(measured):
 def test_the_report_has_a_row_for_each_training(measured):
     _, results = measured
     text = section(results)
-    assert "| ours | 0 | 10 | 9 | 3,000 | 4.00 | 4.00 | 1.00 | 2.50 |" in text
-    assert "| ours, compiled | 0 | 4 | 9 | 1,200 | 4.00 | 4.00 | 0.40 | 1.00 |" in text
-    assert "| TorchRL MADDPG | 0 | > 100 | 9 | > 600 | 2.00 | 2.00 | > 10.00 | > 25.00 |" in text
+    assert "| ours | 0 | 10 | 9 | 1 | 3,000 | 4.00 | 4.00 | 1.00 | 2.50 |" in text
+    assert "| ours, compiled | 0 | 4 | 9 | 1 | 1,200 | 4.00 | 4.00 | 0.40 | 1.00 |" in text
+    assert "| TorchRL MADDPG | 0 | > 100 | 9 | 1 | > 600 | 2.00 | 2.00 | > 10.00 | > 25.00 |" in text
     assert "9 s uncompiled, 40 s with `--compile`" in text
     assert "BenchMARL IDDPG is left out: it needs --benchmarl-python." in text
     axes = draw_training_time(results).axes[0]
