@@ -214,6 +214,12 @@ def learning(parts: Parts) -> Iterator[Row]:
     yield row(name, "critic", lambda: make(actor, parts.masked_critic), "mask_key")
     yield row(name, "critic", lambda: make(actor, moves), "'move'")
 
+    name = "UpdateStep"
+    good = {"loss": make(actor, critic), "actor_lr": 1e-3, "critic_lr": 1e-3, "tau": 0.01}
+    numbers = {key: [-1.0, NAN, None] for key in ("actor_lr", "critic_lr", "max_grad_norm")}
+    yield from each(name, good, loss=[None, actor], tau=[-0.1, 1.1, NAN, None], **numbers)
+    yield from each(name, good, autocast=["bfloat16", torch.int64], compile=["yes", None])
+
     name, spec = "ExplorationNoise", actor.spec
     good = {"spec": spec, "sigma": 0.5}
     two_actions = Composite(a=spec[ACTION], b=spec[ACTION])

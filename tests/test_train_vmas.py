@@ -42,7 +42,7 @@ def command(**options) -> Any:
 
 
 class TestUpdate:
-    """Learner.update is the textbook's step: Lillicrap et al., 2015, algorithm 1, with the joint critic of BiCNet."""
+    """The update is the textbook's step: Lillicrap et al., 2015, algorithm 1, with the joint critic of BiCNet."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -457,18 +457,19 @@ class TestStopAndResume:
     def test_what_is_not_finite_stops_the_run_before_it_reaches_a_checkpoint(self, tmp_path, monkeypatch, what):
         calls = []
 
-        def update(learner, sample):
-            calls.append(1)
-            metrics = original(learner, sample)
-            if len(calls) == 4:  # the last update of the second batch
-                if what == "loss_value":
-                    metrics[what] = metrics[what] * torch.nan
-                else:
-                    learner.actor.get_parameter("net.decoder.0.weight").data[0, 0] = torch.inf
-            return metrics
+        class Update(train_vmas.UpdateStep):
+            def __call__(self, sample):
+                calls.append(1)
+                metrics = super().__call__(sample)
+                if len(calls) == 4:  # the last update of the second batch
+                    if what == "loss_value":
+                        metrics[what] = metrics[what] * torch.nan
+                    else:
+                        weight = ("module", "net", "decoder", "0", "weight")
+                        self.loss.actor_network_params[weight].data[0, 0] = torch.inf
+                return metrics
 
-        original = Learner.update
-        monkeypatch.setattr(Learner, "update", update)
+        monkeypatch.setattr(train_vmas, "UpdateStep", Update)
         code = command(**asdict(QUICK) | {"run_folder": tmp_path / "run", "checkpoint_interval": 40})
         assert code.startswith(f"error: Not finite after 80 frames: {what}")
         assert f"The last checkpoint is {tmp_path}/run/checkpoints/checkpoint-000000000040.torchrl" in code

@@ -18,9 +18,10 @@ OPTIONS = {"actor_lr": 1e-2, "critic_lr": 3e-2, "tau": 0.1, "max_grad_norm": 0.5
 SMALL = {"hidden_size": 8, "num_cells": (12,)}
 
 
-def make_loss(communication="mean", masked=False, device=None, gamma=0.9, **kwargs):
+def make_loss(communication="mean", masked=False, device=None, gamma=0.9, share_params=True, n_agents=None, **kwargs):
     torch.manual_seed(0)
     net = {"communication": communication, "mask_key": ("agents", "mask") if masked else None, "device": device}
+    net |= {"share_params": share_params, "n_agents": n_agents}
     actor = BiCNetActor(5, Bounded(-1, 1, (3, 2), device=device), **SMALL, **net)
     return make_ddpg_loss(actor, BiCNetCritic(5, 2, **SMALL, **net), gamma=gamma, **kwargs)
 
@@ -79,6 +80,11 @@ class TestEqualsTorchRLsParts:
     def test_a_hundred_steps(self, double, communication, masked):
         loss = make_loss(communication, masked)
         assert_equal_steps(UpdateStep(loss, **OPTIONS), Parts(make_loss(communication, masked), **OPTIONS), 100)
+
+    def test_an_encoder_for_each_agent(self, double):
+        """Its parameters lie in a tensordict of their own, with a dimension of agents."""
+        own = {"share_params": False, "n_agents": 3}
+        assert_equal_steps(UpdateStep(make_loss(**own), **OPTIONS), Parts(make_loss(**own), **OPTIONS), 5)
 
     @pytest.mark.parametrize(
         "options", [{"loss_function": "smooth_l1"}, {"delay_actor": False}, {"gamma": 0.0}], ids=str

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.objectives import DDPGLoss
 
-from torchrl_bicnet.checks import check_type
+from torchrl_bicnet.checks import check_number, check_type
 from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
 
 ACTOR, CRITIC = "actor_network", "value_network"
@@ -82,8 +82,12 @@ class UpdateStep:
             ("tau", tau, 1.0),
             ("max_grad_norm", max_grad_norm, math.inf),
         ):
+            check_number(name, number)
             if not 0 <= number <= most:
                 raise ValueError(f"{name} must be between 0 and {most}, found {number}.")
+        check_type("compile", compile, bool, "a bool")
+        if autocast not in (None, torch.bfloat16):
+            raise ValueError(f"autocast must be torch.bfloat16 or None, found {autocast!r}.")
         self.loss = loss
         self.learning_rates = {ACTOR: actor_lr, CRITIC: critic_lr}
         self.tau, self.max_grad_norm = tau, max_grad_norm
@@ -166,7 +170,7 @@ class UpdateStep:
     @torch.enable_grad()
     def _with_parameters(self, state: TensorDictBase) -> DDPGLoss:
         """The loss with the parameters of a state, differentiable with respect to them."""
-        networks: dict[str, TensorDict] = {}
+        networks: dict[str, TensorDictBase] = {}
         for name, layout in self._layouts.items():
             networks |= layout.unpack(state[name])
         loss = copy.copy(self.loss)
@@ -253,12 +257,15 @@ class _Layout:
         parts = flat.split(self.sizes)[::2]
         return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts)}
 
-    def unpack(self, state: TensorDictBase) -> dict[str, TensorDict]:
-        """The networks as the loss holds them: name to parameters."""
-        networks = {self.params: self._views(state["parameters"]) | _leaves(state, "buffers")}
+    def unpack(self, state: TensorDictBase) -> dict[str, TensorDictBase]:
+        """The networks as the loss holds them, but of tensors of a state: name to parameters."""
+        leaves = {self.params: self._views(state["parameters"]) | _leaves(state, "buffers")}
         if "target" in state:
-            networks[self.targets] = self._views(state["target"]) | _leaves(state, "target_buffers")
-        return {name: TensorDict(tensors) for name, tensors in networks.items()}
+            leaves[self.targets] = self._views(state["target"]) | _leaves(state, "target_buffers")
+        return {
+            name: getattr(self.loss, name).data.named_apply(lambda key, _: given[key], nested_keys=True)  # noqa: B023
+            for name, given in leaves.items()
+        }
 
     def check_in_place(self, state: TensorDictBase) -> None:
         parameter = getattr(self.loss, self.params).get(next(iter(self.shapes)))
