@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +37,7 @@ from torchrl_bicnet.runs.provenance import provenance
 ROOT = Path(__file__).resolve().parent.parent
 OBSERVATION, ACTION = 18, 2  # of an agent in navigation
 GAMMA, TAU, ACTOR_LR, CRITIC_LR, MAX_GRAD_NORM = 0.97, 0.01, 5e-4, 1e-3, 1.0
-EQUALITY_STEPS = 100
+DIFFERENCE_STEPS = 100
 SLOW_TURNS = 3  # of a contender whose step takes more than five times the budget of a turn
 
 EAGER, COMPILED = "ours, eager", "ours, compiled"
@@ -170,7 +170,7 @@ def our_updates(cell: str, options: Options, sample: TensorDictBase) -> tuple[di
         again = compile_in_new_process(cell, options, len(sample))
     result: Cell = {"seconds_to_compile": {COMPILED: {"empty_cache": seconds, "from_cache": again}}}
     if len(sample) == min(options.batch_sizes):
-        result["equality"] = equality(updates[EAGER], updates[COMPILED], sample)
+        result["difference"] = difference(updates[EAGER], updates[COMPILED], loop_update(cell, options), sample, options)
     bf16 = f"{COMPILED}, bf16"
     slower = slowdown(updates[f"{EAGER}, bf16"], updates[EAGER], sample)
     if slower > 3:
@@ -208,17 +208,28 @@ def compile_in_new_process(cell: str, options: Options, batch_size: int) -> floa
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def equality(eager: Update, compiled: Update, sample: TensorDictBase) -> dict[str, float]:
-    """The largest difference of a parameter after as many steps of both, and the largest way that one went in them."""
+def difference(
+    eager: UpdateStep, compiled: UpdateStep, loop: UpdateStep, sample: TensorDictBase, options: Options
+) -> dict[str, float]:
+    """Largest differences of a parameter after as many steps, each on a sample of its own, from the same parameters.
+
+    Of the compiled from the eager step; of the eager step whose recurrence is a loop, which differs in rounding alone;
+    and of the parameters from those before.
+    """
     before = [parameter.detach().clone() for parameter in eager.loss.parameters()]
-    eager(sample)  # the compiled one has taken its first
-    for _ in range(EQUALITY_STEPS - 1):
-        eager(sample)
-        compiled(sample)
-    after = list(eager.loss.parameters())
-    pairs = {"largest_difference": zip(compiled.loss.parameters(), after), "largest_change": zip(before, after)}
-    largest = {name: max((a - b).abs().max().item() for a, b in pair) for name, pair in pairs.items()}
-    return {"steps": EQUALITY_STEPS, **largest}
+    for update in (eager, loop):
+        update(sample)  # the compiled one has taken this step
+    for seed in range(2, DIFFERENCE_STEPS + 1):
+        sample = make_sample(len(sample), options, seed)
+        for update in (eager, compiled, loop):
+            update(sample)
+    others = {"compiled": compiled.loss.parameters(), "rounding": loop.loss.parameters(), "change": before}
+    largest = {name: _distance(eager.loss.parameters(), found) for name, found in others.items()}
+    return {"steps": DIFFERENCE_STEPS, **largest}
+
+
+def _distance(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> float:
+    return max((one - other).abs().max().item() for one, other in zip(parameters, others))
 
 
 def take_turns(timers: dict[str, Callable[[int], float]], options: Options) -> Cell:
@@ -256,8 +267,8 @@ def timer(update: Update, sample: TensorDictBase) -> Callable[[int], float]:
     return run
 
 
-def make_sample(batch_size: int, options: Options) -> TensorDictBase:
-    torch.manual_seed(1)
+def make_sample(batch_size: int, options: Options, seed: int = 1) -> TensorDictBase:
+    torch.manual_seed(seed)
     shape = (batch_size, options.n_agents)
     ended = torch.zeros(*shape, 1, dtype=torch.bool)
     then = {
@@ -319,6 +330,14 @@ class PlainUpdate:
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), MAX_GRAD_NORM)
         optimiser.step()
+
+
+def loop_update(cell: str, options: Options) -> UpdateStep:
+    """The eager step whose recurrence is a loop over the agents."""
+    update = our_update(cell, options)
+    for net in (update.loss.actor_network, update.loss.value_network):
+        next(m for m in net.modules() if isinstance(m, RecurrentCommunication)).implementation = "loop"
+    return update
 
 
 def parts_update(cell: str, options: Options) -> Update:
@@ -394,9 +413,7 @@ class RecordedProducts(TorchDispatchMode):
 
 def matrix_products(cell: str, options: Options, sample: TensorDictBase) -> list[Product]:
     """Those of an eager step whose recurrence is a loop."""
-    update = our_update(cell, options)
-    for net in (update.loss.actor_network, update.loss.value_network):
-        next(m for m in net.modules() if isinstance(m, RecurrentCommunication)).implementation = "loop"
+    update = loop_update(cell, options)
     with RecordedProducts() as products:
         update(sample)
     return products.found
