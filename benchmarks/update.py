@@ -170,7 +170,8 @@ def our_updates(cell: str, options: Options, sample: TensorDictBase) -> tuple[di
         again = compile_in_new_process(cell, options, len(sample))
     result: Cell = {"seconds_to_compile": {COMPILED: {"empty_cache": seconds, "from_cache": again}}}
     if len(sample) == min(options.batch_sizes):
-        result["difference"] = difference(updates[EAGER], updates[COMPILED], loop_update(cell, options), sample, options)
+        loop = loop_update(cell, options)
+        result["difference"] = difference(updates[EAGER], updates[COMPILED], loop, sample, options)
     bf16 = f"{COMPILED}, bf16"
     slower = slowdown(updates[f"{EAGER}, bf16"], updates[EAGER], sample)
     if slower > 3:
