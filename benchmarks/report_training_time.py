@@ -1,0 +1,106 @@
+"""The report's section on wall-clock time to a return, and its picture, from the JSON of training_time.py alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).resolve().parent / "results" / "training_time" / "cpu.json"
+OURS, COMPILED = "ours", "ours, compiled"
+CONTENDERS = """
+Ours is `examples/train_vmas.py` with its defaults, evaluated every 6,000 frames. TorchRL's is the recipe of its
+`sota-implementations/multiagent/maddpg_iddpg.py` with the hyper-parameters of its YAML file, which are for VMAS
+balance: 60,000 frames, then 630 updates of 4,096, evaluated after them. BenchMARL's are its `fine_tuned/vmas` settings:
+6,000 frames, then 1,000 updates of 128, evaluated after them. Neither rival was tuned for navigation.
+""".strip().splitlines()
+
+
+def main(file: Path = RESULTS) -> None:
+    """Print the section and draw the picture beside the JSON file.
+
+    Args:
+        file: raw results of benchmarks/training_time.py
+    """
+    results = json.loads(file.read_text())
+    draw_training_time(results).savefig(file.with_suffix(".png"), dpi=120)
+    print(training_time(results))
+
+
+def training_time(results: dict[str, Any]) -> str:
+    """Markdown: a table with a row for each training, and what was measured how."""
+    about, target, runs = results["about"], results["target"], results["runs"]
+    seconds = {(run["contender"], run["seed"]): run["reached"]["seconds"] for run in runs if run["reached"]}
+    lines = [
+        f"## Wall-clock time to a return of {target}",
+        "",
+        f"{about['task']}, {about['max_steps']} steps: seconds until {about['evaluations_in_a_row']} evaluations in a "
+        f"row returned at least {target} (mean of {about['evaluation_episodes']} first episodes without exploration), "
+        f"{about['seconds']}. Who does not get there is stopped: its ratio is then a lower bound.",
+        "",
+        "| contender | seed | seconds | CPU seconds | frames | best return | last return | / ours | / ours, compiled |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in runs:
+        last = run["evaluations"][-1]["frames"] if run["evaluations"] else 0
+        found = run["reached"] or {"seconds": run["seconds"], "frames": last}
+        bound = "" if run["reached"] else "> "
+        returns = [evaluation["return"] for evaluation in run["evaluations"]] or [float("nan")]
+        ratios = [
+            f"{bound}{found['seconds'] / seconds[ours, run['seed']]:.2f}" if (ours, run["seed"]) in seconds else "-"
+            for ours in (OURS, COMPILED)
+        ]
+        cells = [run["contender"], run["seed"], f"{bound}{found['seconds']:.0f}", f"{run['cpu_seconds']:.0f}"]
+        cells += [f"{bound}{found['frames']:,}", f"{max(returns):.2f}", f"{returns[-1]:.2f}", *ratios]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines.append("")
+    if results["compiling"]:
+        lines.append(
+            "Our script for two batches of frames: {uncompiled:.0f} s uncompiled, {empty_cache:.0f} s with `--compile` "
+            "and an empty cache, {from_cache:.0f} s from the cache, as in the table.".format(**results["compiling"])
+        )
+    lines += [f"{contender} is left out: {why.splitlines()[-1]}." for contender, why in results["left_out"].items()]
+    lines += ["", *CONTENDERS, *settings(runs), "", "![Return over seconds](results/training_time/cpu.png)", ""]
+    return "\n".join(lines)
+
+
+def settings(runs: list[dict[str, Any]]) -> list[str]:
+    """Where, when and with which versions; each once."""
+    places = {f"{run['machine']}, {run['threads']} threads, {run['date']}" for run in runs}
+    versions = {}
+    for run in runs:
+        packages = {name: version for name, version in run["versions"].items() if name != "torchrl_bicnet"}
+        versions.setdefault(", ".join(f"{name} {version}" for name, version in packages.items()), []).append(run)
+    lines = ["", *(f"Measured on {place}." for place in sorted(places))]
+    for line, group in versions.items():
+        names = dict.fromkeys(run["contender"] for run in group)
+        lines.append(f"{'; '.join(names)}: {line}.")
+    return lines
+
+
+def draw_training_time(results: dict[str, Any]) -> Figure:
+    """Return over seconds of each training, and a mark where it reached the target."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    contenders = list(dict.fromkeys(run["contender"] for run in results["runs"]))
+    for run in results["runs"]:
+        colour = f"C{contenders.index(run['contender'])}"
+        seconds = [evaluation["seconds"] for evaluation in run["evaluations"]]
+        returns = [evaluation["return"] for evaluation in run["evaluations"]]
+        label = run["contender"] if run["seed"] == results["runs"][0]["seed"] else None
+        axes.plot(seconds, returns, marker="o", markersize=3, color=colour, label=label)
+        if run["reached"]:
+            axes.plot(run["reached"]["seconds"], run["reached"]["return"], marker="*", markersize=14, color=colour)
+    axes.axhline(results["target"], color="black", linewidth=0.8, linestyle="--")
+    axes.set(xscale="log", xlabel="seconds since the start of the script", ylabel="evaluation return")
+    axes.set_title(f"Time to a return of {results['target']} twice in a row (star)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
