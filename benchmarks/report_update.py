@@ -53,7 +53,10 @@ def update(results: dict[str, Any]) -> str:
     ]
     if described := next((cell["benchmarl"] for cell in cells if "benchmarl" in cell), None):
         nets = "; ".join(f"{net} {', '.join(layers)}" for net, layers in described["nets"].items())
-        lines.append(f"BenchMARL {described['versions']['benchmarl']}: {nets}, tanh between them.")
+        lines.append(
+            f"BenchMARL {described['versions']['benchmarl']}: {nets}, tanh between them. Its critic has one row for a "
+            "sample, not one for each agent, and there is no target actor: fewer products than an update of BiCNet has."
+        )
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("python", "torch", "torchrl", "tensordict"))
     lines.append(f"{about['machine']} ({about['cpu_capability']}), {about['date']}; {versions}.")
     return "\n".join(lines) + "\n"
@@ -75,8 +78,8 @@ def compiling(cell: dict[str, Any]) -> str:
     if "seconds_to_compile" not in cell:
         return ""
     times = [
-        f"{name} {seconds['empty_cache']:.0f} s"
-        + (f" ({seconds['from_cache']:.1f} s in a new process from the cache)" if "from_cache" in seconds else "")
+        f"{seconds['empty_cache']:.0f} s ({name}"
+        + (f"; {seconds['from_cache']:.1f} s in a new process from the cache)" if "from_cache" in seconds else ")")
         for name, seconds in cell["seconds_to_compile"].items()
     ]
     line = f"{title(cell)}: compiled with an empty cache of Inductor in {', '.join(times)}."
