@@ -50,6 +50,8 @@ class Options:
     """size of a direction's hidden state"""
     max_compiled_agents: int = 8
     """the compiled loop is left out for larger teams: it is unrolled, and the time to compile it grows with the team"""
+    teams: tuple[int, int] = (8, 128)
+    """teams whose times per agent are compared, at the first batch size: they take turns with each other"""
     repeats: int = 5
     """turns of all contenders"""
     budget: float = 0.1
@@ -68,7 +70,7 @@ class Options:
             raise ValueError("--batch and --agents go together")
         if self.quick:
             self.batch, self.agents, self.cells, self.hidden_size = (8,), (2, 4), ("lstm", "gru"), 8
-            self.max_compiled_agents, self.repeats, self.budget = 0, 2, 0.01
+            self.max_compiled_agents, self.teams, self.repeats, self.budget = 0, (2, 4), 2, 0.01
             if self.output == Options.output:
                 self.output = ROOT / "runs" / "communication_layer.json"
 
@@ -84,7 +86,8 @@ def main(options: Options) -> None:
     start = time.perf_counter()
     command = shlex.join(["python", "benchmarks/communication_layer.py", *sys.argv[1:]])
     shown = {name: value for name, value in asdict(options).items() if name != "output"}  # no path of a machine
-    results: dict[str, Any] = {"about": {**provenance(), "command": command, "options": shown}, "cells": []}
+    results: dict[str, Any] = {"about": {**provenance(), "command": command, "options": shown}}
+    results |= {"teams": [measure_teams(cell, options) for cell in options.cells], "cells": []}
     for size in options.grid:
         results["cells"].append(measure(*size, options))
         print(f"{size}: {json.dumps(results['cells'][-1]['milliseconds'])}", flush=True)
@@ -110,14 +113,36 @@ def measure(cell: str, batch_size: int, n_agents: int, options: Options) -> dict
     else:
         why = f"{n_agents} agents are more than {options.max_compiled_agents}: an unrolled loop compiles for too long"
         result["left_out"] = {COMPILED: why}
+    calls = calls_of(layers, x) | matrix_products(cell, batch_size, n_agents, options)
+    seconds = take_turns(calls, options)
+    return {**result, "milliseconds": medians(seconds), "seconds": seconds}
+
+
+def measure_teams(cell: str, options: Options) -> dict[str, Any]:
+    """Two sizes of teams in turns, since a machine that others use is not as fast a minute later."""
+    torch.manual_seed(0)
+    batch_size = options.grid[0][1]
+    calls: Calls = {}
+    for n_agents in options.teams:
+        layers = make_layers(cell, n_agents, options)
+        layers = {name: layers[name] for name in ("fused", "loop")}
+        x = torch.randn(batch_size, n_agents, IN_FEATURES, device=options.device, requires_grad=True)
+        of_team = calls_of(layers, x) | matrix_products(cell, batch_size, n_agents, options)
+        calls |= {f"{n_agents} agents, {name}": call for name, call in of_team.items()}
+    seconds = take_turns(calls, options)
+    return {"cell": cell, "batch_size": batch_size, "milliseconds": medians(seconds), "seconds": seconds}
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(1e3 * statistics.median(times), 4) for name, times in seconds.items()}
+
+
+def calls_of(layers: dict[str, nn.Module], x: Tensor) -> Calls:
     calls: Calls = {}
     for name, layer in layers.items():
         calls[f"{name}, {FORWARD}"] = lambda layer=layer: forward(layer, x)
         calls[f"{name}, {BACKWARD}"] = lambda layer=layer: backward(layer, x)
-    calls |= matrix_products(cell, batch_size, n_agents, options)
-    seconds = take_turns(calls, options)
-    milliseconds = {name: round(1e3 * statistics.median(times), 4) for name, times in seconds.items()}
-    return {**result, "milliseconds": milliseconds, "seconds": seconds}
+    return calls
 
 
 def make_layers(cell: str, n_agents: int, options: Options) -> dict[str, nn.Module]:
