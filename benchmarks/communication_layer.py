@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -84,7 +85,8 @@ class Options:
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    command = shlex.join(["python", "benchmarks/communication_layer.py", *sys.argv[1:]])
+    allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
+    command = shlex.join([*allocator, "python", "benchmarks/communication_layer.py", *sys.argv[1:]])
     shown = {name: value for name, value in asdict(options).items() if name != "output"}  # no path of a machine
     results: dict[str, Any] = {"about": {**provenance(), "command": command, "options": shown}}
     results |= {"teams": [measure_teams(cell, options) for cell in options.cells], "cells": []}
