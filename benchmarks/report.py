@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.report_communication_layer import communication_layer, draw_communication_layer
+from benchmarks.report_communication_layer import (
+    communication_layer,
+    communication_layer_memory_kept,
+    draw_communication_layer,
+)
 from benchmarks.report_training_time import draw_training_time, training_time
 
 HERE = Path(__file__).resolve().parent
@@ -36,6 +40,7 @@ class Section(NamedTuple):
 
 SECTIONS = [
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
+    Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
     Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),
 ]
 

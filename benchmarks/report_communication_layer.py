@@ -15,8 +15,7 @@ Results = dict[str, Any]
 def communication_layer(results: Results) -> str:
     """Markdown: times of all contenders, which implementation is fastest, and the time per agent of long teams."""
     about, cells = results["about"], results["cells"]
-    options, threads = about["options"], about["threads"]
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("python", "torch", "torchrl"))
+    options = about["options"]
     lines = [
         "## What the communication layer costs",
         "",
@@ -29,10 +28,7 @@ def communication_layer(results: Results) -> str:
         without = ", without autograd" if kind == FORWARD else ""
         lines += [f"{kind.capitalize()}{without}:", "", *times(cells, kind), ""]
     lines += [
-        "Time per agent of a team of {1} over that of a team of {0}, which took turns with each other, and in brackets "
-        "the least and the largest of a turn:".format(*options["teams"]),
-        "",
-        *times_per_agent(results["teams"], *options["teams"]),
+        *times_per_agent(results),
         "",
         "The fastest implementation of the recurrence, and how many times longer the others take:",
         "",
@@ -40,9 +36,7 @@ def communication_layer(results: Results) -> str:
         "",
         *compiling(cells),
         "",
-        f"`{about['command']}` took {about['seconds']:.0f} s. {about['machine']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, {options['device']}, {about['date']}, commit {about['commit']}; "
-        f"{versions}.",
+        provenance(about),
         "",
         "![Time over that of the matrix products, over the number of agents](results/communication_layer/cpu.png)",
         "",
@@ -57,11 +51,42 @@ def times(cells: list[Results], kind: str) -> list[str]:
     )
 
 
-def times_per_agent(teams: list[Results], few: int, many: int) -> list[str]:
+def communication_layer_memory_kept(results: Results) -> str:
+    """Markdown: the same for long teams, where glibc keeps the memory that is freed."""
+    lines = [
+        "## What long teams cost when freed memory is kept",
+        "",
+        "glibc gives large blocks back to the system and gets them again, page by page. Its settings in the command "
+        "below keep them. Columns are as above.",
+        "",
+        *times_per_agent(results),
+        "",
+        f"{BACKWARD.capitalize()}:",
+        "",
+        *times(results["cells"], BACKWARD),
+        "",
+        provenance(results["about"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def provenance(about: Results) -> str:
+    threads = about["threads"]
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("python", "torch", "torchrl"))
+    return (
+        f"`{about['command']}` took {about['seconds']:.0f} s. {about['machine']}, {threads} "
+        f"thread{'s' if threads > 1 else ''}, {about['options']['device']}, {about['date']}, commit {about['commit']}; "
+        f"{versions}."
+    )
+
+
+def times_per_agent(results: Results) -> list[str]:
     """Ratios of medians, and the least and largest ratio within a turn."""
+    few, many = results["about"]["options"]["teams"]
     names = [f"{name}, {kind}" for kind in (BACKWARD, FORWARD) for name in ("fused", "loop", PRODUCTS)]
     rows = []
-    for team in teams:
+    for team in results["teams"]:
         row = [f"{team['cell'].upper()}, batch {team['batch_size']}"]
         for name in names:
             small, large = f"{few} agents, {name}", f"{many} agents, {name}"
@@ -70,7 +95,12 @@ def times_per_agent(teams: list[Results], few: int, many: int) -> list[str]:
             turns = [of_large / of_small * few / many for of_small, of_large in pairs]
             row.append(f"{ratio:.2f} ({min(turns):.2f} to {max(turns):.2f})")
         rows.append(row)
-    return table(["", *names], rows)
+    lines = [
+        f"Time per agent of a team of {many} over that of a team of {few}, which took turns with each other, and in "
+        "brackets the least and the largest of a turn:",
+        "",
+    ]
+    return lines + table(["", *names], rows)
 
 
 def fastest(cells: list[Results]) -> list[str]:
