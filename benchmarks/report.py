@@ -1,0 +1,69 @@
+"""Writes benchmarks/README.md and its pictures from the raw results that are committed, and from nothing else.
+
+A benchmark joins with one import and one entry in SECTIONS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from matplotlib.figure import Figure
+
+from benchmarks.report_communication_layer import (
+    communication_layer,
+    communication_layer_memory_kept,
+    draw_communication_layer,
+)
+from benchmarks.report_training_time import draw_training_time, training_time
+
+HERE = Path(__file__).resolve().parent
+HEADER = """# Benchmarks
+
+Written by `python -m benchmarks.report` from the raw results in `results/`; each section names the command that made
+them, and each script has `--help` and `--quick`. The contenders of a section were timed on the same machine: their
+ratios are worth more than their times. The speed of environments is in [docs/speed.md](../docs/speed.md).
+"""
+
+
+class Section(NamedTuple):
+    """A part of the report: its raw results, their text in Markdown and, where there is one, their picture."""
+
+    results: str
+    script: str
+    text: Callable[[dict[str, Any]], str]
+    draw: Callable[[dict[str, Any]], Figure] | None = None
+
+
+SECTIONS = [
+    Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
+    Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
+    Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),
+]
+
+
+def main() -> None:
+    """Write the report, and beside each JSON file its picture."""
+    for section in SECTIONS:
+        file = HERE / "results" / section.results
+        if section.draw and file.exists():
+            section.draw(json.loads(file.read_text())).savefig(file.with_suffix(".png"), dpi=120)
+    (HERE / "README.md").write_text(report())
+
+
+def report() -> str:
+    return "\n".join([HEADER, *map(section_text, SECTIONS)])
+
+
+def section_text(section: Section) -> str:
+    file = HERE / "results" / section.results
+    if not file.exists():
+        return f"## {section.script}\n\nNot run: there is no `results/{section.results}`.\n"
+    return section.text(json.loads(file.read_text()))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

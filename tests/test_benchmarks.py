@@ -1,0 +1,44 @@
+"""The benchmark of the communication layer runs, and the report is that of the committed results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import communication_layer, report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_report_is_that_of_the_results():
+    assert (ROOT / "benchmarks" / "README.md").read_text() == report.report()
+
+
+def test_results_that_are_missing_are_named():
+    section = report.Section("nowhere/cpu.json", "nowhere.py", lambda results: "")
+    assert report.section_text(section) == "## nowhere.py\n\nNot run: there is no `results/nowhere/cpu.json`.\n"
+
+
+def test_a_quick_look_at_the_layer(tmp_path):
+    options = communication_layer.Options(quick=True, output=tmp_path / "layer.json")
+    communication_layer.main(options)
+    results = json.loads(options.output.read_text())
+    assert [(cell["cell"], cell["n_agents"]) for cell in results["cells"]] == [
+        ("lstm", 2),
+        ("lstm", 4),
+        ("gru", 2),
+        ("gru", 4),
+    ]
+    assert str(tmp_path) not in json.dumps(results["about"]["options"])
+    for cell in results["cells"]:
+        assert all(milliseconds > 0 for milliseconds in cell["milliseconds"].values())
+        assert list(cell["left_out"]) == ["loop, compiled"]
+        # They differ by less than a hidden unit of the MLP
+        assert abs(cell["parameters"]["loop"] - cell["parameters"]["MultiAgentMLP"]) <= (128 + 1 + 16) / 2
+    assert "compiled loop is left out" in report.communication_layer(results)
+
+
+def test_batch_and_agents_go_together():
+    with pytest.raises(ValueError, match="--batch and --agents"):
+        communication_layer.Options(batch=(8,))
+    assert communication_layer.Options(batch=(8,), agents=(2, 3), cells=("gru",)).grid == [("gru", 8, 2), ("gru", 8, 3)]
