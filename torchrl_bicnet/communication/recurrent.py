@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -49,6 +48,9 @@ _CELLS = {
     "rnn": _Cell("RNN_TANH", torch.rnn_tanh, _rnn_cell, 1),
 }
 _IMPLEMENTATIONS = ("auto", "fused", "loop")
+# Agents in one product of the loop's inputs. The gates of a long team at once would leave the cache, and memory of
+# tens of megabytes is mapped anew by each call. It does not depend on the batch, whose size may be dynamic.
+_AGENTS_AT_ONCE = 8
 
 
 class RecurrentCommunication(nn.RNNBase):
@@ -178,9 +180,7 @@ class RecurrentCommunication(nn.RNNBase):
 
     def _loop(self, x: Tensor, mask: Tensor | None) -> Tensor:
         directions = 1 + self.bidirectional
-        steps = None
-        if mask is not None:
-            steps = self._along_directions(mask.expand(directions, *mask.shape)).unsqueeze(-1).unbind(2)
+        steps = None if mask is None else self._along_directions(mask.transpose(0, 1)).unsqueeze(-1).unbind(1)
         for layer in range(self.num_layers):
             x = self._loop_layer(x, steps, self.all_weights[layer * directions : (layer + 1) * directions])
         return x
@@ -188,13 +188,11 @@ class RecurrentCommunication(nn.RNNBase):
     def _loop_layer(self, x: Tensor, steps: tuple[Tensor, ...] | None, weights: Sequence[Sequence[Tensor]]) -> Tensor:
         # weights: per direction D, [weight_ih (G, F), weight_hh (G, H)] and with bias [bias_ih (G), bias_hh (G)]
         weight_ih, weight_hh, *biases = (torch.stack(parts) for parts in zip(*weights))
-        input_gates = F.linear(x, weight_ih.flatten(0, 1), biases[0].flatten() if biases else None)
-        input_gates = input_gates.unflatten(-1, (len(weights), -1)).movedim(-2, 0)  # (D, B, N, G)
         weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
         cell = _CELLS[self.cell].step
         state = self._initial_state(x, len(weights))
         outputs = []
-        for step, gates in enumerate(self._along_directions(input_gates).unbind(2)):
+        for step, gates in enumerate(self._input_gates(x, weight_ih, biases[0] if biases else None)):
             hidden_gates = torch.bmm(state[0], weight_hh)  # (D, B, G)
             if biases:
                 hidden_gates = hidden_gates + biases[1].unsqueeze(1)
@@ -203,12 +201,20 @@ class RecurrentCommunication(nn.RNNBase):
                 new_state = tuple(torch.where(steps[step], new, old) for new, old in zip(new_state, state))
             state = new_state
             outputs.append(state[0])
-        hidden = self._along_directions(torch.stack(outputs, 2))  # (D, B, N, H)
-        return hidden.movedim(0, -2).flatten(-2)  # (B, N, D * H)
+        forward, *backward = torch.stack(outputs, 2).unbind()  # (B, N, H) of each direction
+        return torch.cat([forward, *(hidden.flip(1) for hidden in backward)], -1)  # (B, N, D * H)
+
+    def _input_gates(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
+        """The gates of the inputs ``x: (B, N, F)`` at each step, ``(D, B, G)``."""
+        weight = weight.transpose(-2, -1)  # (D, F, G)
+        for inputs in self._along_directions(x.transpose(0, 1)).split(_AGENTS_AT_ONCE, 1):  # (D, up to 8, B, F)
+            rows = inputs.flatten(1, 2)
+            gates = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+            yield from gates.unflatten(1, inputs.shape[1:3]).unbind(1)
 
     def _along_directions(self, x: Tensor) -> Tensor:
-        """Reverse the agents, dimension 2, of the backward direction of ``x: (D, B, N, ...)``."""
-        return torch.stack([x[0], x[1].flip(1)]) if self.bidirectional else x
+        """The agents of ``x: (N, ...)`` in the order of each direction, ``(D, N, ...)``."""
+        return torch.stack([x, x.flip(0)]) if self.bidirectional else x.unsqueeze(0)
 
     def extra_repr(self) -> str:
         return (
