@@ -19,6 +19,7 @@ from benchmarks.report_communication_layer import (
     draw_communication_layer,
 )
 from benchmarks.report_training_time import draw_training_time, training_time
+from benchmarks.report_update import update
 
 HERE = Path(__file__).resolve().parent
 HEADER = """# Benchmarks
@@ -39,6 +40,8 @@ class Section(NamedTuple):
 
 
 SECTIONS = [
+    Section("update/one_thread.json", "update.py", update),
+    Section("update/two_threads.json", "update.py", update),
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
     Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
     Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),

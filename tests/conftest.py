@@ -9,6 +9,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What is long is slow too, for ``-m "not slow"``."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A short run of examples/train_vmas.py for all tests that look at one: leave it as it is."""

@@ -1,13 +1,18 @@
 """The benchmark of the communication layer runs, and the report is that of the committed results."""
 
 import json
+import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import tyro
 
 from benchmarks import communication_layer, report
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU = (ROOT / ".ci" / "gpu").read_text()
 
 
 def test_the_report_is_that_of_the_results():
@@ -42,3 +47,11 @@ def test_batch_and_agents_go_together():
     with pytest.raises(ValueError, match="--batch and --agents"):
         communication_layer.Options(batch=(8,))
     assert communication_layer.Options(batch=(8,), agents=(2, 3), cells=("gru",)).grid == [("gru", 8, 2), ("gru", 8, 3)]
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python3 benchmarks/(.*)$", GPU.replace("\\\n", ""), re.MULTILINE))
+def test_the_commands_for_a_gpu_are_understood(command):
+    script, *args = shlex.split(command.replace("$OUT", "out").replace("${OUT:-benchmarks/results/cuda}", "out"))
+    options = tyro.cli(import_module(f"benchmarks.{script.removesuffix('.py')}").Options, args=args)
+    assert options.device == "cuda"
+    assert Path("out") in (options.output, *options.output.parents)

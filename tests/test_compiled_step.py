@@ -24,7 +24,7 @@ from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
 
 pytestmark = IGNORED_WARNINGS
 B = 8  # everywhere, for Inductor's cache
-TRACED = ["simple_spread", "dispersion", "line_trajectory"]
+TRACED = ["dispersion", "line_trajectory"]
 REFUSED = {
     "discovery": "_local_scalar_dense reads a tensor on the host, in utils.py:",
     "het_mass": r"with a reset world._agents\[.\]._mass changes",
@@ -32,12 +32,15 @@ REFUSED = {
     "simple_reference": "with a reset .*goal.* changes in more than values of tensors",
 }
 REFUSED_SLOWLY = {"road_traffic": "nonzero reads a tensor on the host, in road_traffic.py:"}
-# The others take longer to compile.
+# The others take longer to compile, and the last ones minutes.
 SLOW = [
-    *("asym_joint", "balance", "circle_trajectory", "diff_drive", "dropout", "flocking", "football", "give_way"),
-    *("goal", "navigation", "reverse_transport", "simple", "simple_adversary", "simple_crypto", "simple_push"),
-    *("simple_speaker_listener", "simple_tag", "simple_world_comm", "transport", "vel_control", "wheel"),
-    *("wind_flocking", "kinematic_bicycle"),  # the last one is called in pieces
+    *("balance", "circle_trajectory", "diff_drive", "dropout", "goal", "navigation", "simple", "simple_adversary"),
+    *("simple_crypto", "simple_push", "simple_speaker_listener", "simple_spread", "transport", "vel_control", "wheel"),
+    "wind_flocking",
+]
+LONG = [
+    *("asym_joint", "flocking", "football", "give_way", "reverse_transport", "simple_tag", "simple_world_comm"),
+    "kinematic_bicycle",  # called in pieces
 ]
 # A joint's force is a thousand times the distance that rounding moves: a last bit of a position has the same effect.
 TOLERANCES = {"asym_joint": 1e-2}
@@ -80,24 +83,29 @@ def assert_each_step_is_close(plain, compiled, n_states, n_between, tolerance=1e
     assert len(uncompiled) <= 1
 
 
-@pytest.mark.parametrize("scenario", [*TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_a_step_equals_the_uncompiled_one(scenario):
-    assert_each_step_is_close(*both(scenario), 6, 3, TOLERANCES.get(scenario, 1e-4))
-
-
-@pytest.mark.slow
-def test_discovery_without_targets_that_come_back():
-    assert_each_step_is_close(*both("discovery", targets_respawn=False), n_states=6, n_between=3)
-
-
-@pytest.mark.parametrize("scenario", [*TRACED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_a_hundred_steps_with_resets_in_between(scenario):
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        *TRACED,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+        *(pytest.param(name, marks=pytest.mark.long) for name in LONG),
+    ],
+)
+def test_each_step_and_a_hundred_with_resets_in_between_equal_the_uncompiled_ones(scenario):
     plain, compiled = both(scenario)
+    tolerance = TOLERANCES.get(scenario, 1e-4)
+    assert_each_step_is_close(plain, compiled, n_states=6, n_between=3, tolerance=tolerance)
+    restore(plain, snapshot(compiled))
     uncompiled = count_uncompiled(compiled)
     _, expected = play(plain, plain.reset(), 100, seed=1)
     _, found = play(compiled, compiled.reset(), 100, seed=1)
-    assert_close(found, expected, 10 * max(TOLERANCES.get(scenario, 0), 1e-3))
-    assert len(uncompiled) == 1  # the first
+    assert_close(found, expected, 10 * max(tolerance, 1e-3))
+    assert not uncompiled
+
+
+@pytest.mark.long
+def test_discovery_without_targets_that_come_back():
+    assert_each_step_is_close(*both("discovery", targets_respawn=False), n_states=6, n_between=3)
 
 
 @pytest.mark.slow

@@ -255,10 +255,14 @@ def both(scenario, n_envs=8):
     return (make_vmas_env(scenario, n_envs, seed=0, grad_enabled=True, compile=compile) for compile in (False, True))
 
 
-SLOW = ["simple_spread", "navigation", "balance"]
-
-
-@pytest.mark.parametrize("scenario", [DETACHING, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        DETACHING,
+        pytest.param("balance", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("simple_spread", "navigation")),
+    ],
+)
 def test_compiled_gradients_equal_uncompiled_ones(scenario):
     found = []
     for env in both(scenario):

@@ -1,7 +1,5 @@
 """Every scenario of VMAS, once: specs, bookkeeping, partial resets, snapshots, and outcomes equal to VMAS's."""
 
-import os
-
 import pytest
 import torch
 import vmas
@@ -44,13 +42,10 @@ SLOW = (
     "waterfall",
     "buzz_wire",
 )
-# Steps of the scenarios that take 50 ms to a second for each, VMAS's and ours together, instead of 200, unless
-# FULL_LENGTH=1 is set in the environment (eight minutes more).
-FEWER_STEPS = {
-    **dict.fromkeys(("pollock", "road_traffic"), 6),
-    **dict.fromkeys(("joint_passage", "waterfall"), 40),
-    **dict.fromkeys(("ball_trajectory", "buzz_wire", "passage", "sampling"), 60),
-}
+# Steps of the scenarios that take 50 ms to a second for each, VMAS's and ours together.
+FEWER_STEPS = {**dict.fromkeys(("pollock", "road_traffic"), 6), **dict.fromkeys(("joint_passage", "waterfall"), 40)}
+# Of its default 1,600 cells, each written one after the other, a reset takes a second.
+OPTIONS = {"sampling": {"grid_spacing": 0.2}}
 NUM_ENVS = 32  # a multiple of 32 makes `logaddexp` round as in VMAS
 MASK = torch.zeros(NUM_ENVS, dtype=torch.bool).index_fill(0, torch.tensor([1, 3, 4]), True)
 pytestmark = IGNORED_WARNINGS
@@ -58,10 +53,11 @@ pytestmark = IGNORED_WARNINGS
 
 @pytest.mark.parametrize("scenario", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SCENARIOS])
 def test_every_scenario(scenario, tmp_path):
-    env = make_vmas_env(scenario, NUM_ENVS, max_steps=20, seed=0)
+    options = OPTIONS.get(scenario, {})
+    env = make_vmas_env(scenario, NUM_ENVS, max_steps=20, seed=0, **options)
     sizes = {group: len(names) for group, names in env.group_map.items()}
     assert sizes == SEVERAL_GROUPS[scenario] if scenario in SEVERAL_GROUPS else len(sizes) == 1
-    assert_plays_like_vmas(simulator(env), vmas.make_env(scenario, NUM_ENVS), n_steps=3, reset_every=2)
+    assert_plays_like_vmas(simulator(env), vmas.make_env(scenario, NUM_ENVS, **options), n_steps=3, reset_every=2)
     td = steps(env, env.reset(), 2)[-1]
     if scenario in SHARED_STATE:
         with pytest.warns(UserWarning, match=SHARED_STATE[scenario]):
@@ -122,7 +118,7 @@ def a_snapshot_repeats_to_the_bit(env, td, scenario, folder):
     assert_same_world(snapshot(env), world)
     assert_same(play(env, td, 3, seed=2)[1], first)
     # A new one, of another seed.
-    other = make_vmas_env(scenario, NUM_ENVS, max_steps=20, seed=7)
+    other = make_vmas_env(scenario, NUM_ENVS, max_steps=20, seed=7, **OPTIONS.get(scenario, {}))
     restore(other, saved_and_loaded(world, folder))
     assert_same_world(snapshot(other), world)
     assert_same(play(other, td, 3, seed=2)[1], first)
@@ -141,6 +137,15 @@ def every_agent_has_copies_of_done_and_the_return(env, td):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_is_that_of_vmas_over_many_steps(scenario):
-    n_steps = 200 if os.environ.get("FULL_LENGTH") else FEWER_STEPS.get(scenario, 200)
+    as_vmas_over_many_steps(scenario, FEWER_STEPS.get(scenario, 60))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_is_that_of_vmas_over_two_hundred_steps(scenario):
+    as_vmas_over_many_steps(scenario, 200)
+
+
+def as_vmas_over_many_steps(scenario, n_steps):
     ours = simulator(make_vmas_env(scenario, NUM_ENVS))
     assert_plays_like_vmas(ours, vmas.make_env(scenario, NUM_ENVS), n_steps, reset_every=n_steps // 2)

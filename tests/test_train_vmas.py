@@ -544,10 +544,10 @@ class TestStopAndResume:
 
 @pytest.mark.slow
 def test_the_defaults_learn_navigation(tmp_path):
-    """A seed of its own, beside those of benchmarks/results: at least 3.9 of about 4.2 at 120,000 frames."""
-    main(Options(seed=7, run_folder=tmp_path / "run"))
+    """A seed of its own, beside those of benchmarks/results, which end at about 4.1 after three times the frames."""
+    main(Options(seed=7, total_frames=42_000, run_folder=tmp_path / "run"))
     tests = Result(tmp_path / "run").tests()
     before, after = (torch.tensor(tests[when]) for when in ("before", "after"))
     assert before.mean() < 0
     assert len(after) == 1000
-    assert after.mean() >= 3.9
+    assert after.mean() >= 3.0

@@ -119,10 +119,10 @@ class TestCompiled:
         ("communication", "masked"),
         [
             ("mean", True),
+            pytest.param("lstm", True, marks=pytest.mark.slow),
             *(
-                pytest.param(communication, masked, marks=pytest.mark.slow)
-                for communication in ("lstm", "gru", "attention")
-                for masked in (False, True)
+                pytest.param(communication, masked, marks=pytest.mark.long)
+                for communication, masked in (("lstm", False), ("gru", False), ("gru", True), ("attention", True))
             ),
         ],
     )

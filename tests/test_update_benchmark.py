@@ -178,7 +178,7 @@ def test_the_command_line():
     assert tyro.cli(Options, args=["--cells", "gru", "--no-compiled"]) == Options(cells=("gru",), compiled=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_forms_are_compiled_once_from_an_empty_cache_and_compared(tmp_path):
     main(replace(TINY, output=tmp_path, compiled=True, threads=torch.get_num_threads()))
     (file,) = tmp_path.iterdir()
@@ -188,4 +188,4 @@ def test_compiled_forms_are_compiled_once_from_an_empty_cache_and_compared(tmp_p
     assert cell["seconds_to_compile"][COMPILED]["from_cache"] < cell["seconds_to_compile"][COMPILED]["empty_cache"]
     assert cell["difference"]["compiled"] < 1e-2 * cell["difference"]["change"]
     assert cell["difference"]["rounding"] < 1e-2 * cell["difference"]["change"]
-    assert "compiled in" in report(results)
+    assert "compiled with an empty cache of Inductor in" in report(results)

@@ -63,9 +63,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str, *, gradie
 def _compile_piece(options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]) -> Function:
     # Without Dynamo, which would compare the shapes of a hundred tensors in each call, as whoever calls it does.
     settings = {"config_patches": options}
-    return standalone_compile(
-        graph, [*inputs], dynamic_shapes="from_example_inputs", options=settings, donate_graph_module=True
-    )
+    return standalone_compile(graph, [*inputs], dynamic_shapes="from_example_inputs", options=settings)
 
 
 def _compile_with_gradients(graph: GraphModule, inputs: list[Tensor]) -> Function:
