@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchrl_bicnet.vmas_graph import pieces
-from torchrl_bicnet.vmas_graph.pieces import compile_in_pieces
+from torchrl_bicnet.compiling import pieces
+from torchrl_bicnet.compiling.pieces import compile_in_pieces
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers_vmas import assert_same, leaves, needs_cuda, play, simulator, with_random_actions
 from torchrl_bicnet import make_vmas_env, restore, snapshot
+from torchrl_bicnet.compiling.replay import ReplayedFunction
 from torchrl_bicnet.vmas_graph import compiled_step
-from torchrl_bicnet.vmas_graph.replay import ReplayedFunction
 
 
 class Tape(TorchDispatchMode):

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.objectives import DDPGLoss
 
 from torchrl_bicnet.checks import check_number, check_type
-from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
+from torchrl_bicnet.compiling.inductor import Function, compile_graph
 
 ACTOR, CRITIC = "actor_network", "value_network"
 # Parameters begin at multiples of so many bytes, as kernels of matrix products like it.

@@ -17,14 +17,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from vmas.simulator.environment import Environment
 
+from torchrl_bicnet.compiling.inductor import Function, compile_graph
+from torchrl_bicnet.compiling.overlaps import overlaps
 from torchrl_bicnet.vmas_fast.batched_world import BatchedWorld, every_pair
 from torchrl_bicnet.vmas_graph.device_syncs import TraceGuard
 from torchrl_bicnet.vmas_graph.draws import Draw, GivenDraws
-from torchrl_bicnet.vmas_graph.inductor import Function, compile_graph
 from torchrl_bicnet.vmas_state.object_graph import PLACES, SENSING
 from torchrl_bicnet.vmas_state.saved_state import SavedState
 from torchrl_bicnet.vmas_state.start_states import N_TRIALS
-from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of
 from torchrl_bicnet.vmas_state.unwrap import scenario_name
 
 # Steps after which an environment holds its tensors in the same way at the end of each.

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from vmas.simulator.environment import Environment
 
+from torchrl_bicnet.compiling.overlaps import overlaps
 from torchrl_bicnet.vmas_state.origins import Origins
 from torchrl_bicnet.vmas_state.saved_state import SavedState
-from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, overlaps, same_values
+from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces, memory_of, same_values
 
 # A reset that picks one of two landmarks for all environments changes nothing half of the time.
 N_TRIALS = 8

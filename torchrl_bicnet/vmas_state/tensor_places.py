@@ -7,7 +7,7 @@ import hashlib
 import operator
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -238,22 +238,3 @@ def same_values(x: Tensor, y: Tensor) -> Tensor:
 def memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tensors with the same elements in the same order."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def overlaps(tensors: list[Tensor], of: Iterable[int] | None = None) -> tuple[tuple[int, int], ...]:
-    """The pairs of tensors, earlier and later, that may have elements in common; one of them among some, if given."""
-    chosen = range(len(tensors)) if of is None else frozenset(of)
-    memories = {tensors[i].untyped_storage()._cdata for i in chosen}
-    by_memory: dict[int, list[tuple[int, int, int]]] = {}
-    found = []
-    for i, tensor in enumerate(tensors):
-        memory = tensor.untyped_storage()._cdata
-        if memory not in memories:
-            continue
-        size, start = tensor.element_size(), int(tensor.storage_offset())
-        extent = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
-        first, end = start * size, (start + extent) * size
-        users = by_memory.setdefault(memory, [])
-        found += [(j, i) for j, other_first, other_end in users if other_first < end and first < other_end]
-        users.append((i, first, end))
-    return tuple((i, j) for i, j in found if i in chosen or j in chosen)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchrl_bicnet.vmas_graph.pieces import Function
+from torchrl_bicnet.compiling.pieces import Function
 
 Replay = Callable[[], object]
 

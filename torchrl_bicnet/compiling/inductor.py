@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._inductor import standalone_compile
 from torch.fx import GraphModule
 
-from torchrl_bicnet.vmas_graph.pieces import Function, compile_in_pieces
-from torchrl_bicnet.vmas_graph.replay import ReplayedFunction, capture
-from torchrl_bicnet.vmas_state.tensor_places import overlaps
+from torchrl_bicnet.compiling.overlaps import overlaps
+from torchrl_bicnet.compiling.pieces import Function, compile_in_pieces
+from torchrl_bicnet.compiling.replay import ReplayedFunction, capture
 
 # On a CPU.
 OPTIONS = {
