@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).resolve().parent / "results" / "training_time" / "cpu.json"
 OURS, COMPILED = "ours", "ours, compiled"
 CONTENDERS = """
 Ours is `examples/train_vmas.py` with its defaults, evaluated every 6,000 frames. TorchRL's is the recipe of its
@@ -17,17 +13,6 @@ Ours is `examples/train_vmas.py` with its defaults, evaluated every 6,000 frames
 balance: 60,000 frames, then 630 updates of 4,096, evaluated after them. BenchMARL's are its `fine_tuned/vmas` settings:
 6,000 frames, then 1,000 updates of 128, evaluated after them. Neither rival was tuned for navigation.
 """.strip().splitlines()
-
-
-def main(file: Path = RESULTS) -> None:
-    """Print the section and draw the picture beside the JSON file.
-
-    Args:
-        file: raw results of benchmarks/training_time.py
-    """
-    results = json.loads(file.read_text())
-    draw_training_time(results).savefig(file.with_suffix(".png"), dpi=120)
-    print(training_time(results))
 
 
 def training_time(results: dict[str, Any]) -> str:
@@ -104,7 +89,3 @@ def draw_training_time(results: dict[str, Any]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import tyro
-
-RESULTS = Path(__file__).resolve().parent / "results" / "update" / "one_thread.json"
 PRODUCTS, COMPILED = "matrix products", "ours, compiled"
-
-
-def main(file: Path = RESULTS) -> None:
-    """Print the section.
-
-    Args:
-        file: raw results of benchmarks/update.py
-    """
-    print(update(json.loads(file.read_text())))
 
 
 def update(results: dict[str, Any]) -> str:
@@ -58,7 +44,10 @@ def update(results: dict[str, Any]) -> str:
             "sample, not one for each agent, and there is no target actor: fewer products than an update of BiCNet has."
         )
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("python", "torch", "torchrl", "tensordict"))
-    lines.append(f"{about['machine']} ({about['cpu_capability']}), {about['date']}; {versions}.")
+    lines.append(
+        f"`{about['command']}`, commit {about['commit']}; {about['machine']} ({about['cpu_capability']}), "
+        f"{about['date']}; {versions}."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -91,7 +80,3 @@ def compiling(cell: dict[str, Any]) -> str:
             )
         )
     return line
-
-
-if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)

@@ -117,7 +117,8 @@ def new_results(options: Options) -> dict[str, Any]:
         "evaluations_in_a_row": IN_A_ROW,
         "seconds": "from the start of the process; imports, compiling and evaluations included",
     }
-    return {"about": about, "target": options.target, "compiling": None, "runs": [], "left_out": {}}
+    left_out = dict.fromkeys(options.contenders, "not measured")
+    return {"about": about, "target": options.target, "compiling": None, "runs": [], "left_out": left_out}
 
 
 def measure(contender: str, seed: int, options: Options, cache: Path) -> dict[str, Any]:

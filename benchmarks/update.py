@@ -8,6 +8,8 @@ A B C A B C, each step on the same batch; times are medians over the turns, rati
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -50,7 +52,7 @@ FORMS: dict[str, dict[str, Any]] = {  # of UpdateStep
 PARTS, PLAIN, SCRIPT, BENCHMARL = "TorchRL's parts", "plain PyTorch", "TorchRL's script", "BenchMARL"
 PRODUCTS = "matrix products"
 CONTENDERS = {
-    **dict.fromkeys(FORMS, "UpdateStep"),
+    **{name: "UpdateStep" + "".join(f", {k}={v}" for k, v in form.items()) for name, form in FORMS.items()},
     PARTS: "make_ddpg_loss, clip_grad_norm_, one fused Adam, SoftUpdate",
     PLAIN: "as CleanRL writes DDPG: deepcopied targets, torch.optim.Adam twice, a loop over the target parameters",
     SCRIPT: "the inner loop of sota-implementations/multiagent/maddpg_iddpg.py in pytorch/rl, with its modules around "
@@ -123,9 +125,10 @@ def main(options: Options) -> None:
     names = {1: "one_thread", 2: "two_threads"}
     file = options.output / f"{names.get(options.threads, f'{options.threads}_threads')}.json"
     options.output.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "benchmarks/update.py", *_without_paths(sys.argv[1:])])
     chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "benchmarl_python")}
     capability = torch.backends.cpu.get_cpu_capability()  # whether it has products of bfloat16
-    about = {"options": chosen, "cpu_capability": capability, **provenance()}
+    about = {"command": command, "options": chosen, "cpu_capability": capability, **provenance()}
     left_out = {} if options.compiled else {name: "--no-compiled" for name in FORMS if name.startswith(COMPILED)}
     if options.benchmarl_python is None:
         left_out[BENCHMARL] = "no --benchmarl-python"
@@ -138,6 +141,10 @@ def main(options: Options) -> None:
             times = ", ".join(f"{name} {value:.1f}" for name, value in found["milliseconds"].items())
             print(f"{cell}, batch {batch_size}, milliseconds: {times}", flush=True)
     print(f"The raw repeats are in {file}")
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    return [f"{Path(argument).name.upper()}" if argument.startswith(os.sep) else argument for argument in arguments]
 
 
 def measure(cell: str, batch_size: int, options: Options) -> Cell:
@@ -427,14 +434,15 @@ def count_flops(products: list[Product]) -> int:
     return flops.get_total_flops()
 
 
-def replay(products: list[Product], dtype: torch.dtype = torch.float32) -> Callable[[Any], None]:
-    calls = [(product, first.to(dtype), second.to(dtype)) for product, first, second in products]
-    outputs = {(product(*operands)).shape: product(*operands) for product, *operands in calls}
-    run = [(product, *operands, outputs[product(*operands).shape]) for product, *operands in calls]
+def replay(products: list[Product], dtype: torch.dtype = torch.float32) -> Callable[[Any], list[Tensor]]:
+    """Calls the products one after the other, into one piece of memory for each shape."""
+    run, outputs = [], {}
+    for product, first, second in products:
+        output = product(first, second).to(dtype)
+        run.append((product, first.to(dtype), second.to(dtype), outputs.setdefault(output.shape, output)))
 
-    def update(_: Any) -> None:
-        for product, first, second, output in run:
-            product(first, second, out=output)
+    def update(_: Any) -> list[Tensor]:
+        return [product(first, second, out=output) for product, first, second, output in run]
 
     return update
 

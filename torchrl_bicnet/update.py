@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping
@@ -30,11 +31,13 @@ class UpdateStep:
     and the loss's stay what they were; only their memory has moved.
 
     With ``compile=True`` the same step is traced and fused by Inductor when it is first called with a batch of new
-    shapes or keys, which takes seconds; on CUDA it is then replayed as one CUDA graph. No form waits for the device.
+    shapes or keys, which takes half a minute, and longer for larger teams; on CUDA it is then replayed as one CUDA
+    graph. No form waits for the device.
 
     Args:
-        loss (DDPGLoss): from :func:`~torchrl_bicnet.make_ddpg_loss`, where it is to stay: moved to another device
-            afterwards it has other parameters than those trained here, which is an error.
+        loss (DDPGLoss): from :func:`~torchrl_bicnet.make_ddpg_loss`, configured and on its device: its value estimator,
+            keys, frozen parameters and modes are taken as they are when the step is made. Parameters that are moved
+            afterwards are an error.
 
     Keyword Args:
         actor_lr (float): learning rate of the actor.
@@ -44,10 +47,11 @@ class UpdateStep:
             ``inf``: not clipped.
         compile (bool): whether to compile it. Defaults to ``False``.
         autocast (torch.dtype, optional): ``torch.bfloat16`` computes both losses in it by :class:`torch.autocast`;
-            parameters, Adam and targets keep their type. Defaults to ``None``: no autocast.
+            parameters, Adam and targets keep their type. Defaults to ``None``: no autocast of its own.
 
     Raises:
-        ValueError: if actor and critic share parameters, or have none, or not all of one type and device.
+        ValueError: if a parameter is trained twice, by actor and critic or under two names of one, or if one of them
+            has none to train, or not all of one type and device.
         RuntimeError: when it is called, if it cannot be compiled here, as without a C++ compiler.
 
     Reference: Lillicrap et al., *Continuous control with deep reinforcement learning*, 2015,
@@ -89,18 +93,18 @@ class UpdateStep:
         if autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast must be torch.bfloat16 or None, found {autocast!r}.")
         self.loss = loss
-        self.learning_rates = {ACTOR: actor_lr, CRITIC: critic_lr}
-        self.tau, self.max_grad_norm = tau, max_grad_norm
-        self.compile, self.autocast = compile, autocast
-        self._layouts = {name: _Layout(loss, name) for name in self.learning_rates}
-        actor, critic = ({*map(id, net.parameters())} for net in (loss.actor_network_params, loss.value_network_params))
+        self._learning_rates = {ACTOR: actor_lr, CRITIC: critic_lr}
+        self._tau, self._max_grad_norm = tau, max_grad_norm
+        self._compile, self._autocast = compile, autocast
+        self._layouts = {name: _Layout(loss, name) for name in self._learning_rates}
+        actor, critic = (layout.identities for layout in self._layouts.values())
         if shared := actor & critic:
             raise ValueError(f"Actor and critic must have parameters of their own, found {len(shared)} in both.")
         loss._has_update_associated.update(dict.fromkeys(loss._has_update_associated, True))  # as SoftUpdate does
         # All that a step changes: parameters, targets, Adam's averages and counts, and buffers, such as running means
         self._state = TensorDict({name: layout.pack(loss) for name, layout in self._layouts.items()})
         self.device = self._state[ACTOR, "parameters"].device
-        self._loss = self._with_parameters(self._state)
+        self._loss = self._with_parameters(loss, self._state)
         self._functions: dict[Any, Function] = {}
 
     def __call__(self, sample: TensorDictBase) -> dict[str, Tensor]:
@@ -113,26 +117,25 @@ class UpdateStep:
             device.
         """
         for layout in self._layouts.values():
-            layout.check_in_place(self._state)
-        read = sample.select(*self.loss.in_keys, strict=False)
-        metrics = self._call_compiled(read) if self.compile else self._step(self._state, self._loss, read)
+            layout.check_in_place()
+        read = sample.select(*self._loss.in_keys, *self._loss._loss_mask_keys(), strict=False)
+        metrics = self._call_compiled(read) if self._compile else self._step(self._state, self._loss, read)
         sample.set(self.loss.tensor_keys.priority, metrics.pop("td_error"))
         return metrics
 
     def _step(self, state: TensorDictBase, loss: DDPGLoss, sample: TensorDictBase) -> dict[str, Tensor]:
-        with torch.enable_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        autocast = torch.autocast(self.device.type, self._autocast) if self._autocast else contextlib.nullcontext()
+        trained = [state[name, "parameters"] for name in self._learning_rates]
+        with torch.enable_grad(), autocast:
             output = loss(sample)
             total = output["loss_actor"] + output["loss_value"]
-        trained = [state[name, "parameters"] for name in self.learning_rates]
-        total.backward()
-        gradients = [parameters.grad for parameters in trained]
+        gradients = torch.autograd.grad(total, trained)
         grad_norm = nn.utils.get_total_norm(gradients, foreach=False)
-        scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-        for (name, lr), parameters, gradient in zip(self.learning_rates.items(), trained, gradients):
-            parameters.grad = None
+        scale = (self._max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
+        for (name, lr), parameters, gradient in zip(self._learning_rates.items(), trained, gradients):
             _adam(state[name], parameters.data, gradient * scale, lr)
             if "target" in state[name]:
-                state[name, "target"].lerp_(parameters.data, self.tau)
+                state[name, "target"].lerp_(parameters.data, self._tau)
         losses = {name: output[name].detach() for name in ("loss_actor", "loss_value", "td_error")}
         return {**losses, "grad_norm": grad_norm}
 
@@ -156,10 +159,12 @@ class UpdateStep:
         def function(*tensors: Tensor) -> list[Tensor]:
             after = [tensor.clone() for tensor in tensors[:n]]
             state = TensorDict(dict(zip(state_keys, after)))
-            for name in self.learning_rates:
+            for name in self._learning_rates:
                 state[name, "parameters"].requires_grad_()
             metrics = self._step(
-                state, self._with_parameters(state), TensorDict(dict(zip(sample_keys, tensors[n:])), batch_size)
+                state,
+                self._with_parameters(self._loss, state),
+                TensorDict(dict(zip(sample_keys, tensors[n:])), batch_size),
             )
             return [tensor.detach() for tensor in (*after, *metrics.values())]
 
@@ -168,35 +173,40 @@ class UpdateStep:
             return compile_graph(graph, [tensor.clone() for tensor in inputs], "The update")
 
     @torch.enable_grad()
-    def _with_parameters(self, state: TensorDictBase) -> DDPGLoss:
-        """The loss with the parameters of a state, differentiable with respect to them."""
+    def _with_parameters(self, loss: DDPGLoss, state: TensorDictBase) -> DDPGLoss:
+        """A copy of the loss with the parameters of a state, differentiable with respect to them."""
         networks: dict[str, TensorDictBase] = {}
         for name, layout in self._layouts.items():
             networks |= layout.unpack(state[name])
-        loss = copy.copy(self.loss)
-        loss.__dict__ = {**vars(self.loss), "_modules": {**self.loss._modules, **networks}, "_cache": {}}
-        return loss
+        changed = copy.copy(loss)
+        changed.__dict__ = {**vars(loss), "_modules": {**loss._modules, **networks}, "_cache": {}}
+        return changed
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's averages of gradients and of their squares, and its count of steps, for each network.
+        """Adam's averages of each parameter's gradients and of their squares, and its count of steps, by name.
 
         Parameters and targets are in the loss's. It is the same for all forms of the step, and loads into any.
         """
-        return {f"{name}.{part}": self._state[name, part] for name in self.learning_rates for part in _ADAM}
+        state = {}
+        for name, layout in self._layouts.items():
+            state[f"{name}.step"] = self._state[name, "step"]
+            for part in _AVERAGES:
+                for key, average in layout.views(self._state[name, part]).items():
+                    state[f"{name}.{part}.{key if isinstance(key, str) else '.'.join(key)}"] = average
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`state_dict` returned, for networks of the same sizes."""
+        """Load what :meth:`state_dict` returned, for networks with parameters of the same names and shapes."""
         own = self.state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-        if shapes != found:
-            raise ValueError(f"Expected tensors {shapes}, found {found}.")
+        expected, found = ({(k, (*v.shape,)) for k, v in tensors.items()} for tensors in (own, state_dict))
+        if expected != found:
+            raise ValueError(f"Expected tensors {sorted(expected - found)}, found {sorted(found - expected)}.")
         for name, tensor in own.items():
             tensor.copy_(state_dict[name])
 
 
-# Adam with torch's defaults: names of its state, decay rates of its averages and what keeps it from dividing by zero.
-_ADAM = ("exp_avg", "exp_avg_sq", "step")
+# Adam with torch's defaults: its averages, their decay rates and what keeps it from dividing by zero.
+_AVERAGES = ("exp_avg", "exp_avg_sq")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -224,6 +234,9 @@ class _Layout:
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
             raise ValueError(f"{name} must have trained parameters of one type on one device, found {found}.")
+        self.identities = {id(parameter) for parameter in trained.values()}
+        if len(self.identities) < len(trained):
+            raise ValueError(f"{name} must not hold a parameter under two names.")
         self.shapes = {key: parameter.shape for key, parameter in trained.items()}
         self.fixed = [key for key in leaves if key not in trained]
         step = ALIGNMENT // next(iter(trained.values())).element_size()
@@ -235,7 +248,7 @@ class _Layout:
         """Move the parameters, and those of the target network if there is one, and return the network's state."""
         params = getattr(loss, self.params)
         parameters = self._move(params)
-        zeros = {part: torch.zeros_like(parameters) for part in ("exp_avg", "exp_avg_sq")}
+        zeros = {part: torch.zeros_like(parameters) for part in _AVERAGES}
         step = torch.zeros((), dtype=torch.float64, device=parameters.device)
         state = {"parameters": parameters.requires_grad_(), **zeros, "step": step}
         state["buffers"] = TensorDict({key: params.get(key).data for key in self.fixed})
@@ -243,37 +256,41 @@ class _Layout:
             targets = getattr(loss, self.targets)
             state["target"] = self._move(targets)
             state["target_buffers"] = TensorDict({key: targets.get(key).data for key in self.fixed})
+        self.pointers = self._pointers()
         return TensorDict(state)
 
     def _move(self, params: TensorDictBase) -> Tensor:
         first = params.get(next(iter(self.shapes)))
         flat = torch.zeros(sum(self.sizes), dtype=first.dtype, device=first.device)
-        for key, view in self._views(flat).items():
+        for key, view in self.views(flat).items():
             view.copy_(params.get(key).data)
             params.get(key).data = view
         return flat
 
-    def _views(self, flat: Tensor) -> dict[NestedKey, Tensor]:
+    def views(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         parts = flat.split(self.sizes)[::2]
         return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts)}
 
     def unpack(self, state: TensorDictBase) -> dict[str, TensorDictBase]:
         """The networks as the loss holds them, but of tensors of a state: name to parameters."""
-        leaves = {self.params: self._views(state["parameters"]) | _leaves(state, "buffers")}
+        leaves = {self.params: self.views(state["parameters"]) | _leaves(state, "buffers")}
         if "target" in state:
-            leaves[self.targets] = self._views(state["target"]) | _leaves(state, "target_buffers")
+            leaves[self.targets] = self.views(state["target"]) | _leaves(state, "target_buffers")
         return {
             name: getattr(self.loss, name).data.named_apply(lambda key, _: given[key], nested_keys=True)  # noqa: B023
             for name, given in leaves.items()
         }
 
-    def check_in_place(self, state: TensorDictBase) -> None:
-        parameter = getattr(self.loss, self.params).get(next(iter(self.shapes)))
-        if parameter.data_ptr() != state[self.name, "parameters"].data_ptr():
+    def check_in_place(self) -> None:
+        if self._pointers() != self.pointers:
             raise ValueError(
-                f"The parameters of {self.name} were moved after the UpdateStep was made, so that they would not be "
+                f"Parameters of {self.name} were moved after the UpdateStep was made, so that they would not be "
                 "trained: move modules and loss to their device first."
             )
+
+    def _pointers(self) -> list[int]:
+        networks = [self.loss._modules[name] for name in (self.params, self.targets) if name in self.loss._modules]
+        return [tensor.data_ptr() for network in networks for tensor in network.values(True, True)]
 
 
 def _leaves(state: TensorDictBase, name: str) -> dict[NestedKey, Tensor]:

@@ -189,13 +189,15 @@ class RecurrentCommunication(nn.RNNBase):
         # weights: per direction D, [weight_ih (G, F), weight_hh (G, H)] and with bias [bias_ih (G), bias_hh (G)]
         weight_ih, weight_hh, *biases = (torch.stack(parts) for parts in zip(*weights))
         weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
+        hidden_bias = biases[1].unsqueeze(1) if biases else weight_hh.new_zeros(len(weights), 1, weight_hh.shape[-1])
         cell = _CELLS[self.cell].step
         state = self._initial_state(x, len(weights))
         outputs = []
         for step, gates in enumerate(self._input_gates(x, weight_ih, biases[0] if biases else None)):
-            hidden_gates = torch.bmm(state[0], weight_hh)  # (D, B, G)
-            if biases:
-                hidden_gates = hidden_gates + biases[1].unsqueeze(1)
+            if step == 0 < x.shape[1] - 1:  # the state is zero; an agent alone keeps the product, for its gradient
+                hidden_gates = hidden_bias
+            else:
+                hidden_gates = torch.baddbmm(hidden_bias, state[0], weight_hh)  # (D, B, G)
             new_state = cell(gates, hidden_gates, state)
             if steps is not None:
                 new_state = tuple(torch.where(steps[step], new, old) for new, old in zip(new_state, state))

@@ -32,7 +32,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor], name: str, *, gradie
     Args:
         graph (GraphModule): from ``make_fx``, of tensors to a list of tensors.
         inputs (list of Tensor): of the shapes that it will be called with, sharing no memory.
-        name (str): what is compiled, to begin a sentence with.
+        name (str): what is compiled, the subject of error messages, such as ``The update``.
 
     Keyword Args:
         gradients (bool): compiles those to all inputs too; on CUDA it is no CUDA graph then. Defaults to ``False``.

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torchrl_bicnet", "torch", "torchrl", "tensordict", "vmas", "numpy")
+import torchrl_bicnet
+
+PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
 
 
 def provenance() -> dict[str, Any]:
@@ -29,7 +31,11 @@ def provenance() -> dict[str, Any]:
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torchrl_bicnet": torchrl_bicnet.__version__,  # which need not be installed
+            **{name: version(name) for name in PACKAGES},
+        },
         "machine": machine,
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
