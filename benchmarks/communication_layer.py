@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +21,7 @@ from torch import Tensor, nn
 from torchrl.modules import MultiAgentMLP
 
 from torchrl_bicnet import AttentionCommunication, MeanCommunication, RecurrentCommunication
-from torchrl_bicnet.runs.provenance import provenance
+from torchrl_bicnet.runs.provenance import command_line, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_FEATURES = 128  # the width of BiCNet's encoder
@@ -85,10 +82,8 @@ class Options:
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
-    command = shlex.join([*allocator, "python", "benchmarks/communication_layer.py", *sys.argv[1:]])
     shown = {name: value for name, value in asdict(options).items() if name != "output"}  # no path of a machine
-    results: dict[str, Any] = {"about": {**provenance(), "command": command, "options": shown}}
+    results: dict[str, Any] = {"about": {**provenance(), "command": command_line(__file__), "options": shown}}
     results |= {"teams": [measure_teams(cell, options) for cell in options.cells], "cells": []}
     for size in options.grid:
         results["cells"].append(measure(*size, options))

@@ -49,10 +49,30 @@ def training_time(results: dict[str, Any]) -> str:
         lines.append(
             "Our script for two batches of frames: {uncompiled:.0f} s uncompiled, {empty_cache:.0f} s with `--compile` "
             "and an empty cache, {from_cache:.0f} s from the cache, as in the table.".format(**results["compiling"])
+            + pays(results["compiling"], {run["contender"]: run for run in runs})
         )
     lines += [f"{contender} is left out: {why.splitlines()[-1]}." for contender, why in results["left_out"].items()]
     lines += ["", *CONTENDERS, *settings(runs), "", "![Return over seconds](results/training_time/cpu.png)", ""]
     return "\n".join(lines)
+
+
+def pays(compiling: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
+    """From how many frames on `--compile` takes less time, by the speed between first and last evaluation."""
+    if not {OURS, COMPILED} <= runs.keys():
+        return ""
+    uncompiled, compiled = (seconds_per_frame(runs[name]["evaluations"]) for name in (OURS, COMPILED))
+    if compiled >= uncompiled:
+        return " It does not pay here."
+    frames = {
+        name: (compiling[name] - compiling["uncompiled"]) / (uncompiled - compiled)
+        for name in ("empty_cache", "from_cache")
+    }
+    return " It pays from {empty_cache:,.0f} frames on, and from {from_cache:,.0f} with the cache.".format(**frames)
+
+
+def seconds_per_frame(evaluations: list[dict[str, float]]) -> float:
+    first, last = evaluations[0], evaluations[-1]
+    return (last["seconds"] - first["seconds"]) / (last["frames"] - first["frames"])
 
 
 def settings(runs: list[dict[str, Any]]) -> list[str]:

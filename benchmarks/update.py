@@ -8,8 +8,6 @@ A B C A B C, each step on the same batch; times are medians over the turns, rati
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -34,7 +32,7 @@ from torchrl.modules import ProbabilisticActor, TanhDelta, ValueOperator
 from torchrl.objectives import DDPGLoss, SoftUpdate, ValueEstimators
 
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, RecurrentCommunication, UpdateStep, make_ddpg_loss
-from torchrl_bicnet.runs.provenance import provenance
+from torchrl_bicnet.runs.provenance import command_line, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 OBSERVATION, ACTION = 18, 2  # of an agent in navigation
@@ -125,10 +123,9 @@ def main(options: Options) -> None:
     names = {1: "one_thread", 2: "two_threads"}
     file = options.output / f"{names.get(options.threads, f'{options.threads}_threads')}.json"
     options.output.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "benchmarks/update.py", *_without_paths(sys.argv[1:])])
     chosen = {name: value for name, value in asdict(options).items() if name not in ("output", "benchmarl_python")}
     capability = torch.backends.cpu.get_cpu_capability()  # whether it has products of bfloat16
-    about = {"command": command, "options": chosen, "cpu_capability": capability, **provenance()}
+    about = {"command": command_line(__file__), "options": chosen, "cpu_capability": capability, **provenance()}
     left_out = {} if options.compiled else {name: "--no-compiled" for name in FORMS if name.startswith(COMPILED)}
     if options.benchmarl_python is None:
         left_out[BENCHMARL] = "no --benchmarl-python"
@@ -141,10 +138,6 @@ def main(options: Options) -> None:
             times = ", ".join(f"{name} {value:.1f}" for name, value in found["milliseconds"].items())
             print(f"{cell}, batch {batch_size}, milliseconds: {times}", flush=True)
     print(f"The raw repeats are in {file}")
-
-
-def _without_paths(arguments: list[str]) -> list[str]:
-    return [f"{Path(argument).name.upper()}" if argument.startswith(os.sep) else argument for argument in arguments]
 
 
 def measure(cell: str, batch_size: int, options: Options) -> Cell:

@@ -50,7 +50,12 @@ def test_commands():
     assert (ROOT / "examples/train_vmas.py").exists()
     for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
         for link in re.findall(r"\]\((?!http|#)([^)]+)\)", page.read_text()):
-            assert (page.parent / link.split("#")[0]).exists(), (page, link)
+            file, _, anchor = link.partition("#")
+            assert (page.parent / file).exists(), (page, link)
+            if anchor and file.endswith(".md"):
+                headings = re.findall(r"^#+ (.*)", (page.parent / file).read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, (page, link)
 
 
 def test_numbers_are_those_of_the_committed_results():
@@ -113,6 +118,19 @@ def test_speeds_are_those_of_the_committed_results():
     assert two["about"]["threads"] == 2
     assert "\n".join(table("step", two["step"])) in speed
     assert f"medians of {results['about']['options']['repeats']} turns" in " ".join(speed.split())
+
+
+def test_updates_take_as_long_as_measured():
+    speed = (ROOT / "docs/speed.md").read_text()
+    for threads, file in ((1, "one_thread"), (2, "two_threads")):
+        results = json.loads((ROOT / f"benchmarks/results/update/{file}.json").read_text())
+        assert results["about"]["threads"] == threads
+        for cell in results["cells"][:2]:
+            assert cell["cell"] == "lstm"
+            times = {name: statistics.median(seconds) for name, seconds in cell["seconds_per_step"].items()}
+            shown = ("ours, eager", "ours, compiled", "plain PyTorch", "TorchRL's script")
+            ratios = " | ".join(f"{times[name] / times['matrix products']:.2f}" for name in shown)
+            assert f"| batch {cell['batch_size']:,} | {threads} | {ratios} |" in speed
 
 
 def test_compiling_costs_and_gives_what_was_measured():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +43,17 @@ def provenance() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
     }
+
+
+def command_line(script: str) -> str:
+    """The command line of this process, for raw results: of paths of this machine it has the last part alone.
+
+    Settings of glibc's allocator are shown too: the speed of long teams depends on them.
+    """
+    allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
+    arguments = [Path(argument).name if argument.startswith(os.sep) else argument for argument in sys.argv[1:]]
+    file = Path(script)
+    return shlex.join([*allocator, "python", f"{file.parent.name}/{file.name}", *arguments])
 
 
 def _commit() -> str | None:
