@@ -71,7 +71,7 @@ def test_the_command_line_names_no_place_of_the_machine(monkeypatch):
 
 
 def test_when_compiling_pays():
-    """By hand: 0.01 s a frame uncompiled and 0.004 compiled: 30 s or 6 s more are saved after 5,000 and 1,000 frames."""
+    """By hand: 0.01 s a frame uncompiled and 0.004 compiled: 30 s or 6 s are saved after 5,000 and 1,000 frames."""
     speeds = {OURS: 0.01, COMPILED: 0.004}
     runs = {
         name: {"evaluations": [{"seconds": 5.0, "frames": 0}, {"seconds": 5.0 + 1000 * speed, "frames": 1000}]}
