@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchrl.envs import EnvBase
 
+from benchmarks.report_training_time import pays
 from tests import quick
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +132,20 @@ def test_updates_take_as_long_as_measured():
             shown = ("ours, eager", "ours, compiled", "plain PyTorch", "TorchRL's script")
             ratios = " | ".join(f"{times[name] / times['matrix products']:.2f}" for name in shown)
             assert f"| batch {cell['batch_size']:,} | {threads} | {ratios} |" in speed
+
+
+def test_trainings_take_as_long_as_measured():
+    results = json.loads((ROOT / "benchmarks/results/training_time/cpu.json").read_text())
+    runs = {run["contender"]: run for run in results["runs"]}
+    ours, compiled = (runs[name]["reached"]["seconds"] for name in ("ours", "ours, compiled"))
+    speed = " ".join((ROOT / "docs/speed.md").read_text().split())
+    assert f"after {ours:.0f} seconds, and with `--compile` and Inductor's cache after {compiled:.0f};" in speed
+    rivals = [runs[name] for name in ("TorchRL MADDPG", "BenchMARL MADDPG", "BenchMARL IDDPG")]
+    assert not any(run["reached"] for run in rivals)
+    assert "after {:.0f}, {:.0f} and {:.0f} seconds".format(*(run["seconds"] for run in rivals)) in speed
+    frames = re.findall(r"from ([\d,]+)", pays(results["compiling"], runs))
+    cold, warm = (f"{round(int(number.replace(',', '')), -3):,}" for number in frames)
+    assert f"from {cold} frames on, and from {warm} when it was compiled before" in " ".join(README.split())
 
 
 def test_compiling_costs_and_gives_what_was_measured():
