@@ -100,6 +100,7 @@ def measure(cell: str, batch_size: int, n_agents: int, options: Options) -> dict
     parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in layers.items()}
     x = torch.randn(batch_size, n_agents, IN_FEATURES, device=options.device, requires_grad=True)
     result: dict[str, Any] = {"cell": cell, "batch_size": batch_size, "n_agents": n_agents, "parameters": parameters}
+    result["megabytes_kept"] = {name: round(megabytes_kept(layer, x), 3) for name, layer in layers.items()}
     if n_agents <= options.max_compiled_agents:
         torch.compiler.reset()
         layers[COMPILED] = torch.compile(layers["loop"], fullgraph=True, dynamic=False)
@@ -169,6 +170,23 @@ def forward(layer: Layer, x: Tensor) -> Tensor:
 def backward(layer: Layer, x: Tensor) -> None:
     x.grad = None
     _output(layer(x)).sum().backward()
+
+
+def megabytes_kept(layer: nn.Module, x: Tensor) -> float:
+    """What autograd keeps from the forward pass for the backward pass, beside the input and the parameters."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = layer(x)  # which holds what is kept while it is counted
+    for tensor in (x, *layer.parameters()):
+        found.pop(tensor.untyped_storage().data_ptr(), None)
+    del output
+    return sum(found.values()) / 1e6
 
 
 def _output(result: Any) -> Tensor:

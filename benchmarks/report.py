@@ -55,6 +55,7 @@ def main() -> None:
         if section.draw and file.exists():
             section.draw(json.loads(file.read_text())).savefig(file.with_suffix(".png"), dpi=120)
     (HERE / "README.md").write_text(report())
+    print(f"Written to {HERE / 'README.md'}")
 
 
 def report() -> str:

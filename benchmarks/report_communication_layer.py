@@ -30,6 +30,10 @@ def communication_layer(results: Results) -> str:
     lines += [
         *times_per_agent(results),
         "",
+        "Megabytes that autograd keeps from the forward pass for the backward pass:",
+        "",
+        *memory(cells),
+        "",
         "The fastest implementation of the recurrence, and how many times longer the others take:",
         "",
         *fastest(cells),
@@ -51,13 +55,20 @@ def times(cells: list[Results], kind: str) -> list[str]:
     )
 
 
+def memory(cells: list[Results]) -> list[str]:
+    names = [name for name in contenders(cells) if name not in (PRODUCTS, COMPILED)]
+    kept = [[cell["megabytes_kept"][in_cell(cell, name)] for cell in cells] for name in names]
+    rows = [[name, *(f"{megabytes:.1f}" for megabytes in row)] for name, row in zip(names, kept, strict=True)]
+    return table(["", *map(title, cells)], rows)
+
+
 def communication_layer_memory_kept(results: Results) -> str:
     """Markdown: the same for long teams, where glibc keeps the memory that is freed."""
     lines = [
         "## What long teams cost when freed memory is kept",
         "",
         "glibc gives large blocks back to the system and gets them again, page by page. Its settings in the command "
-        "below keep them. Columns are as above.",
+        "below keep them. Measured at another time than the section above: compare what is within a table alone.",
         "",
         *times_per_agent(results),
         "",
@@ -165,8 +176,11 @@ def contenders(cells: list[Results]) -> list[str]:
 
 
 def find(cell: Results, name: str, kind: str) -> float | None:
-    name = f"torch.nn.{cell['cell'].upper()}" if name == "torch.nn" else name
-    return cell["milliseconds"].get(f"{name}, {kind}")
+    return cell["milliseconds"].get(f"{in_cell(cell, name)}, {kind}")
+
+
+def in_cell(cell: Results, name: str) -> str:
+    return f"torch.nn.{cell['cell'].upper()}" if name == "torch.nn" else name
 
 
 def time(cell: Results, name: str, kind: str) -> float:

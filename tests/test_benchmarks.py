@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
+from torch import nn
 
 from benchmarks import communication_layer, report
 from benchmarks.report_training_time import COMPILED, OURS, pays
@@ -47,6 +49,13 @@ def test_a_quick_look_at_the_layer(tmp_path):
     assert "compiled loop is left out" in report.communication_layer(results)
 
 
+def test_memory_that_is_kept_is_that_of_the_backward_pass():
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    assert communication_layer.megabytes_kept(nn.Linear(4, 3), x) == 0  # which needs its input and its weight alone
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    assert communication_layer.megabytes_kept(net, x) == pytest.approx(5 * 2 * 3 * 4 / 1e6)  # what tanh returned
+
+
 def test_batch_and_agents_go_together():
     with pytest.raises(ValueError, match="--batch and --agents"):
         communication_layer.Options(batch=(8,))
@@ -62,11 +71,12 @@ def test_the_commands_for_a_gpu_are_understood(command):
 
 
 def test_the_command_line_names_no_place_of_the_machine(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script", "--output", "/a/place/out.json", "--agents", "2", "3"])
+    arguments = ["--output", "out", "--benchmarl-python", "/a/bin/python", "--agents", "2", "3"]
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
-    expected = "MALLOC_MMAP_MAX_=0 python benchmarks/update.py --output out.json --agents 2 3"
+    expected = "MALLOC_MMAP_MAX_=0 python benchmarks/update.py --benchmarl-python PYTHON --agents 2 3"
     assert command_line("/a/place/benchmarks/update.py") == expected
 
 

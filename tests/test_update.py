@@ -112,6 +112,17 @@ class TestEqualsTorchRLsParts:
         torch.testing.assert_close(first(batch().set(key, valid)), second(batch().set(key, valid)))
         assert first(batch())["loss_value"] != first(batch().set(key, valid))["loss_value"]
 
+    def test_weights_of_transitions_are_those_of_all_their_agents(self, double):
+        """As a prioritised replay buffer gives them; TorchRL's loss takes them for each agent alone."""
+        weight = torch.linspace(0.1, 1, 16)
+        first, second = UpdateStep(make_loss(), **OPTIONS), Parts(make_loss(), **OPTIONS)
+        sample = batch().set("priority_weight", weight)
+        of_agents = batch().set("priority_weight", weight.unsqueeze(-1).expand(16, 3))
+        torch.testing.assert_close(first(sample), second(of_agents))
+        torch.testing.assert_close(sample["agents", "td_error"], of_agents["agents", "td_error"])
+        torch.testing.assert_close(sample["priority_weight"], weight)
+        assert first(batch())["loss_value"] != second(of_agents)["loss_value"]
+
     def test_frozen_parameters_and_running_statistics(self, double):
         """What is not trained stays; batch norm counts in the networks that are called, the targets among them."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, expand_right
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.objectives import DDPGLoss
@@ -31,7 +31,7 @@ class UpdateStep:
     and the loss's stay what they were; only their memory has moved.
 
     With ``compile=True`` the same step is traced and fused by Inductor when it is first called with a batch of new
-    shapes or keys, which takes half a minute, and longer for larger teams; on CUDA it is then replayed as one CUDA
+    shapes or keys, which takes up to a minute, and longer for larger teams; on CUDA it is then replayed as one CUDA
     graph. No form waits for the device.
 
     Args:
@@ -110,7 +110,9 @@ class UpdateStep:
     def __call__(self, sample: TensorDictBase) -> dict[str, Tensor]:
         """Take the step on a batch of transitions, ``(*B,)``, with the keys ``loss.in_keys``.
 
-        The squared TD errors are written to the batch, as the loss does, for a prioritised replay buffer.
+        The TD errors, ``(*B, N)``, are written to the batch as the loss does, for a prioritised replay buffer with
+        ``priority_key=loss.tensor_keys.priority``. Such a buffer takes the largest of the agents; the weights that it
+        gives to transitions are those of all their agents.
 
         Returns:
             The metrics ``loss_actor`` and ``loss_value``, before the step, and ``grad_norm``, before clipping, on the
@@ -118,9 +120,12 @@ class UpdateStep:
         """
         for layout in self._layouts.values():
             layout.check_in_place()
+        keys = self._loss.tensor_keys
         read = sample.select(*self._loss.in_keys, *self._loss._loss_mask_keys(), strict=False)
+        if (weight := read.get(keys.priority_weight, None)) is not None:  # of a transition, for each of its agents
+            read.set(keys.priority_weight, expand_right(weight, read["next", keys.reward].shape[:-1]))
         metrics = self._call_compiled(read) if self._compile else self._step(self._state, self._loss, read)
-        sample.set(self.loss.tensor_keys.priority, metrics.pop("td_error"))
+        sample.set(keys.priority, metrics.pop("td_error"))
         return metrics
 
     def _step(self, state: TensorDictBase, loss: DDPGLoss, sample: TensorDictBase) -> dict[str, Tensor]:
@@ -129,10 +134,14 @@ class UpdateStep:
         with torch.enable_grad(), autocast:
             output = loss(sample)
             total = output["loss_actor"] + output["loss_value"]
-        gradients = torch.autograd.grad(total, trained)
+        for parameters in trained:
+            parameters.grad = None  # that of a step which was interrupted
+        total.backward()
+        gradients = [parameters.grad for parameters in trained]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=False)
         scale = (self._max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
         for (name, lr), parameters, gradient in zip(self._learning_rates.items(), trained, gradients):
+            parameters.grad = None
             _adam(state[name], parameters.data, gradient * scale, lr)
             if "target" in state[name]:
                 state[name, "target"].lerp_(parameters.data, self._tau)
@@ -198,7 +207,10 @@ class UpdateStep:
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load what :meth:`state_dict` returned, for networks with parameters of the same names and shapes."""
         own = self.state_dict()
-        expected, found = ({(k, (*v.shape,)) for k, v in tensors.items()} for tensors in (own, state_dict))
+        expected, found = (
+            {(name, (*getattr(tensor, "shape", ()),)) for name, tensor in tensors.items()}
+            for tensors in (own, state_dict)
+        )
         if expected != found:
             raise ValueError(f"Expected tensors {sorted(expected - found)}, found {sorted(found - expected)}.")
         for name, tensor in own.items():
@@ -284,8 +296,8 @@ class _Layout:
     def check_in_place(self) -> None:
         if self._pointers() != self.pointers:
             raise ValueError(
-                f"Parameters of {self.name} were moved after the UpdateStep was made, so that they would not be "
-                "trained: move modules and loss to their device first."
+                f"Parameters of {self.name} were moved after the UpdateStep was made, by `.to`, a copy or another "
+                "UpdateStep, so that they would not be trained: do that first."
             )
 
     def _pointers(self) -> list[int]:

@@ -46,14 +46,15 @@ def provenance() -> dict[str, Any]:
 
 
 def command_line(script: str) -> str:
-    """The command line of this process, for raw results: of paths of this machine it has the last part alone.
+    """The command line of this process, for raw results, without where they go; of paths it has the last part alone.
 
     Settings of glibc's allocator are shown too: the speed of long teams depends on them.
     """
     allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
-    arguments = [Path(argument).name if argument.startswith(os.sep) else argument for argument in sys.argv[1:]]
+    given = [arg for before, arg in zip(["", *sys.argv[1:]], sys.argv[1:]) if "--output" not in (before, arg)]
+    shown = [Path(arg).name.upper() if arg.startswith(os.sep) else arg for arg in given]
     file = Path(script)
-    return shlex.join([*allocator, "python", f"{file.parent.name}/{file.name}", *arguments])
+    return shlex.join([*allocator, "python", f"{file.parent.name}/{file.name}", *shown])
 
 
 def _commit() -> str | None:
