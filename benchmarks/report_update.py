@@ -75,7 +75,7 @@ def compiling(cell: dict[str, Any]) -> str:
     if "difference" in cell:
         line += (
             " After {steps} steps no parameter is further than {compiled:.1e} from the eager one's, which moved by up "
-            "to {change:.1e}; an eager recurrence as a loop, which differs in rounding alone, goes {rounding:.1e}: Adam "
-            "makes steps of the rounding of gradients near zero.".format(**cell["difference"])
+            "to {change:.1e}; an eager recurrence as a loop, which differs in rounding alone, goes {rounding:.1e}: "
+            "Adam makes steps of the rounding of gradients near zero.".format(**cell["difference"])
         )
     return line
