@@ -132,7 +132,8 @@ def compiling(cells: list[Results]) -> list[str]:
         f"{title(cell)} {cell['seconds_to_compile'][BACKWARD]:.0f} s" for cell in cells if "seconds_to_compile" in cell
     ]
     without = [title(cell) for cell in cells if COMPILED in cell.get("left_out", {})]
-    lines = [f"Compiling the loop forward and backward: {'; '.join(took)}."] if took else []
+    start = "Compiling the loop forward and backward, or finding it in Inductor's cache"
+    lines = [f"{start}: {'; '.join(took)}."] if took else []
     if without:
         lines.append(
             f"The compiled loop is left out of {'; '.join(without)}: it is unrolled, and the time to compile it grows "
