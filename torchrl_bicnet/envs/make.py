@@ -20,6 +20,7 @@ from vmas.simulator.scenario import BaseScenario
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
+from torchrl_bicnet.tasks import SCENARIOS
 
 
 def make_vmas_env(
@@ -49,7 +50,8 @@ def make_vmas_env(
       moves the stream of another environment or the global generators of torch, NumPy and Python.
 
     Args:
-        scenario (str or BaseScenario): a scenario of VMAS by name, or one of your own.
+        scenario (str or BaseScenario): a scenario of VMAS or of :mod:`torchrl_bicnet.tasks` by name, or one of
+            your own.
         num_envs (int): number of environments simulated in one batch.
 
     Keyword Args:
@@ -171,9 +173,13 @@ def _build(
 
 
 def _load(name: str) -> BaseScenario:
+    if name in SCENARIOS:
+        return SCENARIOS[name]()
     shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
     if name not in shipped:
-        raise ValueError(f"Unknown VMAS scenario {name!r}; VMAS has {', '.join(shipped)}.")
+        raise ValueError(
+            f"Unknown scenario {name!r}; this package has {', '.join(SCENARIOS)}, VMAS has {', '.join(shipped)}."
+        )
     return load(f"{name}.py").Scenario()
 
 

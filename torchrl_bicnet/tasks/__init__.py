@@ -1,5 +1,8 @@
-"""Coordination tasks of our own, as scenarios of VMAS."""
+"""Coordination tasks of our own, as scenarios of VMAS that :func:`~torchrl_bicnet.make_vmas_env` knows by name."""
 
 from torchrl_bicnet.tasks.guess_the_sum import GuessTheSum
+from torchrl_bicnet.tasks.hidden_goals import HiddenGoals
 
-__all__ = ["GuessTheSum"]
+__all__ = ["SCENARIOS", "GuessTheSum", "HiddenGoals"]
+
+SCENARIOS = {"guess_the_sum": GuessTheSum, "hidden_goals": HiddenGoals}
