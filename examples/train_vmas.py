@@ -20,12 +20,13 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.modules import AdditiveGaussianModule
+from torchrl.data.postprocs import MultiStep
 
 from torchrl_bicnet import (
     BiCNetActor,
     BiCNetCritic,
     CollectorState,
+    ExplorationNoise,
     Run,
     UpdateStep,
     evaluate,
@@ -33,6 +34,7 @@ from torchrl_bicnet import (
     make_vmas_env,
 )
 from torchrl_bicnet.evaluation import by_group
+from torchrl_bicnet.net import CommunicationName
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED, validated
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +51,7 @@ class Options:
     """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: PositiveInt = 100
     """time limit of an episode, in steps"""
-    num_envs: PositiveInt = 60
+    num_envs: PositiveInt = 512
     """environments simulated side by side"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seed of the parameters, the exploration, the replay samples and the environments"""
@@ -58,9 +60,11 @@ class Options:
     compile: bool = False
     """compile the step of the training environments and the update; needs a C++ compiler, and pays in long runs"""
 
-    communication: Literal["lstm", "gru", "rnn", "mean", "attention", "none"] = "lstm"
+    communication: CommunicationName = "gru"
     """communication layer of actor and critic"""
-    hidden_size: PositiveInt = 64
+    agent_id: bool = False
+    """tell each agent its place in the team, as a one-hot beside its observation"""
+    hidden_size: PositiveInt = 48
     """size of a direction's hidden state"""
     num_cells: tuple[int, ...] = (128,)
     """widths of the hidden layers of encoder and decoder"""
@@ -72,7 +76,7 @@ class Options:
     with all its agents"""
     frames_per_batch: NonNegativeInt = 0
     """frames collected between two rounds of updates, a multiple of num_envs; 0: ten steps of all environments"""
-    updates_per_batch: PositiveInt = 10
+    updates_per_batch: PositiveInt = 40
     """gradient updates after each batch of frames; with more environments that batch is larger, their number is not"""
     batch_size: PositiveInt = 256
     """joint transitions per update"""
@@ -80,6 +84,10 @@ class Options:
     """joint transitions kept for replay; 0: 120,000, or ten batches of frames if that is more"""
     gamma: Fraction = 0.97
     """discount"""
+    n_steps: PositiveInt = 3
+    """steps of reward in a target, before the critic's value of what follows"""
+    reward_scale: PositiveFloat = 1.0
+    """factor on the rewards that are learned from"""
     tau: Fraction = 0.01
     """fraction of the way that the target networks move towards the trained ones at each update"""
     actor_lr: PositiveFloat = 5e-4
@@ -88,12 +96,12 @@ class Options:
     """learning rate of the critic (Adam)"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
-    sigma_start: NonNegativeFloat = 0.9
-    """standard deviation of the exploration noise at the start, in units of the action"""
-    sigma_end: NonNegativeFloat = 0.1
-    """standard deviation of the exploration noise at the end"""
-    sigma_fraction: Fraction = 0.6
-    """part of the training during which the noise falls"""
+    sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 0.8)
+    """standard deviation of the exploration noise, spread over the environments, in units of half the action's range"""
+    correlation: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """of the noise of an action with that of the step before"""
+    sigma_end: Fraction = 1.0
+    """what the noise falls to, as a fraction of what it was at the start"""
 
     eval_interval: NonNegativeInt = 0
     """frames between two evaluations; 0: a tenth of the training"""
@@ -135,9 +143,10 @@ class Options:
             )
         if self.buffer_size < self.frames_per_batch:
             raise ValueError(f"buffer_size must hold a batch of {self.frames_per_batch}, found {self.buffer_size}")
-        if self.sigma_end > self.sigma_start:
-            raise ValueError(f"sigma_end must not be above sigma_start={self.sigma_start}, found {self.sigma_end}")
         return self
+
+
+_NET_OPTIONS = ("communication", "agent_id", "hidden_size", "num_cells", "share_params")
 
 
 class Learner:
@@ -145,17 +154,16 @@ class Learner:
 
     def __init__(self, env: EnvBase, group: str, options: Options) -> None:
         # Actor and critic
-        net = {name: getattr(options, name) for name in ("communication", "hidden_size", "num_cells", "share_params")}
+        net = {name: getattr(options, name) for name in _NET_OPTIONS}
         self.actor = BiCNetActor.from_env(env, group=group, **net)
         self.critic = BiCNetCritic.from_env(env, group=group, **net)
-        self.noise = AdditiveGaussianModule(
+        self.noise = ExplorationNoise(
             self.actor.spec,
-            sigma_init=options.sigma_start,
-            sigma_end=options.sigma_end,
-            # in calls of noise.step(), one after each batch of frames
-            annealing_num_steps=max(int(options.total_frames // options.frames_per_batch * options.sigma_fraction), 1),
+            sigma=options.sigma,
+            correlation=options.correlation,
+            end_factor=options.sigma_end,
+            annealing_num_steps=max(int(options.total_frames // options.frames_per_batch), 1),  # of batches
             action_key=self.actor.out_keys[-1],
-            device=options.device,
         )
         self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)  # with the target networks
         # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them
@@ -206,6 +214,8 @@ def train(options: Options, run: Run) -> None:
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
+    n_steps = MultiStep(options.gamma, options.n_steps)
+    n_steps.reward_keys = tuple((group, "reward") for group in learners)
     transition_keys = {key for learner in learners.values() for key in learner.loss.in_keys}
 
     # What a checkpoint holds: the loss adds the target networks; actor and critic alone are kept as the best
@@ -229,14 +239,17 @@ def train(options: Options, run: Run) -> None:
 
     for batch in collector:  # (num_envs, steps)
         frames_done += options.frames_per_batch
-        replay_buffer.extend(batch.reshape(-1).select(*transition_keys, strict=False))
+        transitions = n_steps(batch).reshape(-1).select(*transition_keys, strict=False)
+        for group in learners:
+            transitions["next", group, "reward"] *= options.reward_scale
+        replay_buffer.extend(transitions)
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
             metrics = {group: learner.update(sample) for group, learner in learners.items()}
         ended = batch["next", "done"].squeeze(-1)
         for group, learner in learners.items():
             learner.noise.step()
-            metrics[group]["sigma"] = learner.noise.sigma
+            metrics[group]["noise_factor"] = learner.noise.factor
             if ended.any():
                 metrics[group]["training_return"] = batch["next", group, "episode_reward"][ended].mean()
         run.log(frames_done, by_group(metrics))

@@ -12,6 +12,7 @@ from torchrl_bicnet.communication import (
     AttentionCommunication,
     MeanCommunication,
     NoCommunication,
+    RecurrentAttentionCommunication,
     RecurrentCommunication,
 )
 from torchrl_bicnet.envs import detach, make_vmas_env, restore, snapshot
@@ -37,6 +38,7 @@ __all__ = [
     "ExplorationNoise",
     "MeanCommunication",
     "NoCommunication",
+    "RecurrentAttentionCommunication",
     "RecurrentCommunication",
     "Run",
     "UpdateStep",

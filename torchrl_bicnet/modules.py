@@ -138,7 +138,7 @@ class BiCNetActor(_AgentModule):
             raise ValueError(f"The actor writes two keys, its net's output and the action, found out_keys={out_keys}.")
         leaf = action_leaf(action_spec, out_keys[1])
         low, high = action_bounds(leaf)
-        if not net_options.get("share_params", True):
+        if _counts_agents(net_options):
             net_options.setdefault("n_agents", leaf.shape[-2])
         net = _make_net(net, n_agent_inputs, leaf.shape[-1], net_options)
         device = net_options.get("device")
@@ -262,6 +262,11 @@ def _make_net(
     return net
 
 
+def _counts_agents(net_options: dict[str, Any]) -> bool:
+    """Whether a net with these options has one number of agents."""
+    return not net_options.get("share_params", True) or net_options.get("agent_id", False)
+
+
 def _read_env(
     env: EnvBase, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
 ) -> tuple[int, TensorSpec]:
@@ -270,6 +275,6 @@ def _read_env(
     action_spec = agent_spec(env, action)
     if options.get("net") is None:
         options.setdefault("device", env.device)
-        if not options.get("share_params", True):
+        if _counts_agents(options):
             options.setdefault("n_agents", action_spec.shape[-2])
     return n_agent_inputs, action_spec

@@ -15,8 +15,9 @@ from torchrl_bicnet.checks import check_integer, check_type
 from torchrl_bicnet.communication.baselines import AttentionCommunication, MeanCommunication, NoCommunication
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.communication.recurrent import RecurrentCommunication
+from torchrl_bicnet.communication.recurrent_attention import RecurrentAttentionCommunication
 
-CommunicationName = Literal["lstm", "gru", "rnn", "mean", "attention", "none"]
+CommunicationName = Literal["lstm", "gru", "rnn", "recurrent_attention", "mean", "attention", "none"]
 
 
 class BiCNet(nn.Module):
@@ -37,13 +38,14 @@ class BiCNet(nn.Module):
 
     Keyword Args:
         communication (str or nn.Module): ``"lstm"``, ``"gru"``, ``"rnn"``
-            (:class:`~torchrl_bicnet.RecurrentCommunication`), ``"mean"``
+            (:class:`~torchrl_bicnet.RecurrentCommunication`), ``"recurrent_attention"``
+            (:class:`~torchrl_bicnet.RecurrentAttentionCommunication`), ``"mean"``
             (:class:`~torchrl_bicnet.MeanCommunication`), ``"attention"``
             (:class:`~torchrl_bicnet.AttentionCommunication`), ``"none"``
             (:class:`~torchrl_bicnet.NoCommunication`), or a module with that signature, whose ``in_features`` is
             then the encoder's width. Defaults to ``"lstm"``.
-        hidden_size (int): size of a direction's hidden state; ``"mean"`` and ``"attention"`` put out twice that, as
-            many features as a bidirectional recurrence. Defaults to ``64``.
+        hidden_size (int): size of a direction's hidden state; the other layers put out twice that, as many features
+            as a bidirectional recurrence. Defaults to ``64``.
         num_cells (sequence of int): widths of the hidden layers, of the encoder and of the decoder. The encoder's
             last one is its output. Defaults to ``(128,)``.
         norm_class (type, optional): normalisation after each hidden linear layer, over the features:
@@ -58,7 +60,8 @@ class BiCNet(nn.Module):
         decoder (nn.Module, optional): a module instead of the MLP,
             ``(*B, N, communication.out_features + skipped) -> (*B, N, n_agent_outputs)``.
         share_params (bool): one encoder and decoder for all agents, or one per agent slot. Defaults to ``True``.
-        n_agents (int, optional): number of agents, needed with ``share_params=False`` only.
+        agent_id (bool): appends a one-hot of the agent's slot to its input. Defaults to ``False``.
+        n_agents (int, optional): number of agents, needed with ``share_params=False`` and ``agent_id=True`` only.
         device (torch.device, optional): where to create the parameters.
 
     Shape:
@@ -102,6 +105,7 @@ class BiCNet(nn.Module):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         share_params: bool = True,
+        agent_id: bool = False,
         n_agents: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -118,14 +122,16 @@ class BiCNet(nn.Module):
             check_type(name, layer, type, "a class of modules, such as nn.ReLU")
         if norm_class is nn.BatchNorm1d:
             raise ValueError("norm_class must normalise over the features, such as LayerNorm, found BatchNorm1d.")
-        if not share_params:  # every agent slot has networks of its own
-            check_integer("n_agents, with share_params=False,", n_agents)
+        if not share_params or agent_id:  # every agent slot has networks or a name of its own
+            check_integer("n_agents, with share_params=False or agent_id=True,", n_agents)
         self.n_agent_inputs = n_agent_inputs
         self.n_agent_outputs = n_agent_outputs
-        self.n_agents = None if share_params else n_agents
-        self.n_skipped = _count_skipped(skip, n_agent_inputs)
+        self.n_agents = None if share_params and not agent_id else n_agents
+        self.agent_id = agent_id
+        n_inputs = n_agent_inputs + (n_agents if agent_id and n_agents else 0)
+        self.n_skipped = _count_skipped(skip, n_inputs)
         mlp = partial(
-            _mlp, n_agents=self.n_agents, activation_class=activation_class, norm_class=norm_class, device=device
+            _mlp, n_agents=None if share_params else n_agents, activation_class=activation_class, norm_class=norm_class, device=device
         )
         *encoder_cells, width = num_cells or (hidden_size,)
         if isinstance(communication, nn.Module):
@@ -133,7 +139,7 @@ class BiCNet(nn.Module):
         elif encoder is not None:
             width = _features(encoder, "out_features")
         if encoder is None:
-            encoder = mlp(n_agent_inputs, width, encoder_cells, activate_last_layer=True)
+            encoder = mlp(n_inputs, width, encoder_cells, activate_last_layer=True)
         if not isinstance(communication, nn.Module):
             communication = _make_communication(communication, width, hidden_size, device)
         if decoder is None:
@@ -162,6 +168,9 @@ class BiCNet(nn.Module):
                 f"Expected inputs of shape (*B, {n_agents}, F) with the agents on dimension -2 and "
                 f"{self.n_agent_inputs} features in all, found {', '.join(map(str, shapes)) or 'no input'}."
             )
+        if self.agent_id:
+            slots = torch.eye(shapes[0][-2], dtype=inputs[0].dtype, device=inputs[0].device)
+            inputs = (*inputs, slots.expand(*shapes[0][:-1], -1))
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
 
     def _load_from_state_dict(
@@ -221,6 +230,8 @@ def _features(module: nn.Module, name: Literal["in_features", "out_features"]) -
 def _make_communication(name: str, in_features: int, hidden_size: int, device: torch.device | str | None) -> nn.Module:
     if name in ("lstm", "gru", "rnn"):
         return RecurrentCommunication(in_features, hidden_size, cell=name, device=device)  # type: ignore[arg-type]
+    if name == "recurrent_attention":
+        return RecurrentAttentionCommunication(in_features, 2 * hidden_size, device=device)
     if name == "mean":
         return MeanCommunication(in_features, 2 * hidden_size, device=device)
     if name == "attention":

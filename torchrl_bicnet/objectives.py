@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import NestedKey, expand_right, unravel_key
 from torch import Tensor
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
@@ -89,24 +89,27 @@ def make_ddpg_loss(
         terminated=unravel_key((actor.group, "terminated")),
         priority=unravel_key((actor.group, "td_error")),
     )
-    if actor.mask_key is None:
-        loss.make_value_estimator(gamma=gamma)
-        return loss
     loss.loss_mask_key = actor.mask_key
     loss.make_value_estimator(
-        _MaskedTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key
+        _AgentTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key
     )
     loss.set_keys()  # hands the keys above on to the estimator
+    loss.in_keys = [*loss.in_keys, loss.value_estimator.tensor_keys.steps_to_next_obs]
     return loss
 
 
-class _MaskedTD0Estimator(TD0Estimator):
-    """TD(0) whose target is zero for absent agents, whatever their rewards hold."""
+class _AgentTD0Estimator(TD0Estimator):
+    """TD(0) per agent: over several steps of a transition, and zero for absent agents whatever their rewards hold."""
 
-    def __init__(self, *, mask_key: NestedKey, **kwargs: Any) -> None:
+    def __init__(self, *, mask_key: NestedKey | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mask_key = mask_key
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
+        steps_key = self.tensor_keys.steps_to_next_obs
+        if (steps := tensordict.get(steps_key, None)) is not None:  # of a transition, for each of its agents
+            reward = tensordict["next", self.tensor_keys.reward]
+            tensordict = tensordict.copy().set(steps_key, expand_right(steps, reward.shape))
         # The arithmetic keeps the agents apart, so a NaN reward is still in its own slot. Every slot is in the metrics.
-        return mask_absent(super().value_estimate(tensordict, *args, **kwargs), tensordict[self.mask_key])
+        target = super().value_estimate(tensordict, *args, **kwargs)
+        return target if self.mask_key is None else mask_absent(target, tensordict[self.mask_key])

@@ -8,11 +8,13 @@ attributes ``in_features`` and ``out_features``: a module of your own with these
 from torchrl_bicnet.communication.baselines import AttentionCommunication, MeanCommunication, NoCommunication
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.communication.recurrent import RecurrentCommunication
+from torchrl_bicnet.communication.recurrent_attention import RecurrentAttentionCommunication
 
 __all__ = [
     "AttentionCommunication",
     "MeanCommunication",
     "NoCommunication",
+    "RecurrentAttentionCommunication",
     "RecurrentCommunication",
     "mask_absent",
 ]
