@@ -18,6 +18,7 @@ from benchmarks.report_communication_layer import (
     communication_layer_memory_kept,
     draw_communication_layer,
 )
+from benchmarks.report_learning import draw_learning, learning, read_learning
 from benchmarks.report_training_time import draw_training_time, training_time
 from benchmarks.report_update import update
 
@@ -31,12 +32,17 @@ ratios are worth more than their times. The speed of environments is in [docs/sp
 
 
 class Section(NamedTuple):
-    """A part of the report: its raw results, their text in Markdown and, where there is one, their picture."""
+    """A part of the report: its raw results, their text in Markdown and, where there are some, their pictures.
+
+    Results are a JSON file with at most one picture beside it, or a folder that ``read`` reads, with pictures in it by
+    name.
+    """
 
     results: str
     script: str
     text: Callable[[dict[str, Any]], str]
-    draw: Callable[[dict[str, Any]], Figure] | None = None
+    draw: Callable[[dict[str, Any]], Figure | dict[str, Figure]] | None = None
+    read: Callable[[Path], dict[str, Any]] = lambda file: json.loads(file.read_text())
 
 
 SECTIONS = [
@@ -45,15 +51,19 @@ SECTIONS = [
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
     Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
     Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),
+    Section("learning", "learning.py", learning, draw_learning, read_learning),
 ]
 
 
 def main() -> None:
-    """Write the report, and beside each JSON file its picture."""
+    """Write the report, and beside each JSON file, or in each folder, its pictures."""
     for section in SECTIONS:
-        file = HERE / "results" / section.results
-        if section.draw and file.exists():
-            section.draw(json.loads(file.read_text())).savefig(file.with_suffix(".png"), dpi=120)
+        place = HERE / "results" / section.results
+        if section.draw and place.exists():
+            drawn = section.draw(section.read(place))
+            pictures = {place.with_suffix(".png"): drawn} if isinstance(drawn, Figure) else drawn
+            for name, figure in pictures.items():
+                figure.savefig(place / name, dpi=120)
     (HERE / "README.md").write_text(report())
     print(f"Written to {HERE / 'README.md'}")
 
@@ -66,7 +76,7 @@ def section_text(section: Section) -> str:
     file = HERE / "results" / section.results
     if not file.exists():
         return f"## {section.script}\n\nNot run: there is no `results/{section.results}`.\n"
-    return section.text(json.loads(file.read_text()))
+    return section.text(section.read(file))
 
 
 if __name__ == "__main__":

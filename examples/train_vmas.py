@@ -19,8 +19,8 @@ from torchrl import torchrl_logger
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import EnvBase
 from torchrl.data.postprocs import MultiStep
+from torchrl.envs import EnvBase
 
 from torchrl_bicnet import (
     BiCNetActor,
@@ -146,17 +146,14 @@ class Options:
         return self
 
 
-_NET_OPTIONS = ("communication", "agent_id", "hidden_size", "num_cells", "share_params")
+NET_OPTIONS = ("communication", "agent_id", "hidden_size", "num_cells", "share_params")
 
 
 class Learner:
     """Actor, critic, exploration noise, loss and update of a group of agents."""
 
     def __init__(self, env: EnvBase, group: str, options: Options) -> None:
-        # Actor and critic
-        net = {name: getattr(options, name) for name in _NET_OPTIONS}
-        self.actor = BiCNetActor.from_env(env, group=group, **net)
-        self.critic = BiCNetCritic.from_env(env, group=group, **net)
+        self.actor, self.critic = self.make_networks(env, group, options)
         self.noise = ExplorationNoise(
             self.actor.spec,
             sigma=options.sigma,
@@ -176,8 +173,12 @@ class Learner:
             compile=options.compile,
         )
 
+    def make_networks(self, env: EnvBase, group: str, options: Options) -> tuple[BiCNetActor, BiCNetCritic]:
+        net = {name: getattr(options, name) for name in NET_OPTIONS}
+        return BiCNetActor.from_env(env, group=group, **net), BiCNetCritic.from_env(env, group=group, **net)
 
-def train(options: Options, run: Run) -> None:
+
+def train(options: Options, run: Run, learner_class: type[Learner] = Learner) -> None:
     """Train from the start, or from the checkpoint that the run is resumed from."""
     torch.manual_seed(options.seed)
     # Environments, each with a random stream of its own: evaluating one does not disturb training in another
@@ -196,7 +197,7 @@ def train(options: Options, run: Run) -> None:
     test_env = make_env(options.test_episodes, seed=TEST_SEED)
 
     # Actors, critics and what they learn with
-    learners = {group: Learner(env, group, options) for group in env.group_map}
+    learners = {group: learner_class(env, group, options) for group in env.group_map}
     policy = TensorDictSequential(*(learner.actor for learner in learners.values()))
     run_evaluation = partial(evaluate, eval_env, policy, max_steps=options.max_steps, seed=EVAL_SEED)
     run_test = partial(evaluate, test_env, policy, max_steps=options.max_steps, seed=TEST_SEED)

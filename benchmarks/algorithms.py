@@ -1,0 +1,63 @@
+"""The algorithms that `learning.py` compares: what each changes in `examples/train_vmas.py`'s defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from benchmarks.rivals import mappo
+from benchmarks.rivals.maddpg import MADDPGLearner
+from examples import train_vmas
+from torchrl_bicnet import Run
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A contender.
+
+    Args:
+        what (str): it in a line, for the report.
+        options (dict): options of `examples/train_vmas.py` that differ from its defaults.
+        train (callable): takes the options and the run.
+        budget (float): updates that it may take, as a multiple of the others': for one whose updates are cheaper it
+            reaches the same seconds, for one whose updates are dearer it does not go far beyond them.
+        communicates (bool): whether its trained agents hear each other.
+    """
+
+    what: str
+    options: dict[str, Any] = field(default_factory=dict)
+    train: Callable[[train_vmas.Options, Run], None] = train_vmas.train
+    budget: float = 1.0
+    communicates: bool = True
+
+
+ALGORITHMS = {
+    "bicnet": Algorithm("the defaults of `examples/train_vmas.py`"),
+    "recurrence": Algorithm(
+        "BiCNet as in the paper, communication by a recurrence (GRU) alone", {"communication": "gru"}
+    ),
+    "none": Algorithm(
+        "no communication, in actor and critic", {"communication": "none"}, budget=2.5, communicates=False
+    ),
+    "none_id": Algorithm(
+        "no communication, and a one-hot id beside each agent's observation",
+        {"communication": "none", "agent_id": True},
+        budget=2.5,
+        communicates=False,
+    ),
+    "mean_id": Algorithm(
+        "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}
+    ),
+    "attention_id": Algorithm(
+        "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}
+    ),
+    "maddpg": Algorithm(
+        "MADDPG, an actor per agent and one centralised critic from `MultiAgentMLP`, in the same loop",
+        train=partial(train_vmas.train, learner_class=MADDPGLearner),
+        budget=2.5,
+        communicates=False,
+    ),
+    "mappo": Algorithm("MAPPO with the nets of the defaults", mappo.OPTIONS, train=mappo.train, budget=0.5),
+}

@@ -1,0 +1,183 @@
+"""The learning benchmark: a grid of tasks, algorithms and seeds, each run a process and a small JSON file.
+
+A run whose file is there is not repeated, so a stopped grid goes on where it stopped; one that was cut off starts
+again. A run that fails is reported at the end, with its last lines, and does not stop the others. `python -m
+benchmarks.report` makes tables and pictures of the files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+
+from benchmarks.algorithms import ALGORITHMS
+from benchmarks.suite import SUITE
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning"
+POLL = 0.2  # seconds between two looks at the processes
+
+
+@dataclass
+class Options:
+    tasks: tuple[str, ...] = tuple(SUITE)
+    """names of benchmarks/suite.py"""
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    """names of benchmarks/algorithms.py"""
+    seeds: tuple[int, ...] = (100, 101, 102)
+    """of the trainings; the first one of all tasks and algorithms comes before the second. Those below 10 are for
+    tuning"""
+    updates: int = 25_000
+    """gradient updates of a run"""
+    equal_seconds: bool = True
+    """algorithms with cheaper updates get more of them, and those with dearer ones fewer, by the factors of
+    benchmarks/algorithms.py, so that curves can be compared at equal seconds"""
+    recipe: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """options of examples/train_vmas.py for all runs, names and values separated by spaces, such as `n_steps 1`; give
+    another --output with it"""
+    jobs: int = 1
+    """processes at a time, each with one thread"""
+    max_minutes: float = float("inf")
+    """no run is started after so many minutes"""
+    output: Path = RESULTS
+    """where the results go: runs/TASK/ALGORITHM-seedSEED.json"""
+    run_folders: Path = ROOT / "runs" / "learning"
+    """where runs are while they go on, and where the logs of failed ones stay"""
+    quick: bool = False
+    """a look in a minute, into runs/learning-quick: short runs of one task, whatever these options say"""
+
+
+QUICK = {
+    "tasks": ("guess_the_sum",),
+    "algorithms": ("bicnet", "none_id"),
+    "seeds": (0, 1),
+    "updates": 80,
+    "recipe": {"num_envs": 32, "eval_episodes": 50, "test_episodes": 50, "compile": False},
+    "output": ROOT / "runs" / "learning-quick",
+    "run_folders": ROOT / "runs" / "learning-quick" / "running",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the grid."""
+
+    task: str
+    algorithm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.algorithm}-seed{self.seed}"
+
+    def file(self, options: Options) -> Path:
+        return options.output / "runs" / f"{self}.json"
+
+
+def main(options: Options) -> int:
+    """Run what is missing; returns the number of runs that failed."""
+    if options.quick:
+        options = replace(options, **QUICK)
+    jobs = [Job(*job) for job in missing(options)]
+    print(f"{len(jobs)} runs to do", file=sys.stderr)
+    failures = run_all(jobs, options)
+    left = sum(not job.file(options).exists() for job in jobs) - len(failures)
+    if left:
+        print(f"{left} runs are left for later: start it again.")
+    for job, why in failures.items():
+        print(f"{job} failed: {why}")
+    print(f"The results are in {options.output}")
+    return len(failures)
+
+
+def missing(options: Options) -> list[tuple[str, str, int]]:
+    """Task, algorithm and seed of every run that has no file, in the order in which they are to run."""
+    for name, given, known in (("tasks", options.tasks, SUITE), ("algorithms", options.algorithms, ALGORITHMS)):
+        if unknown := [each for each in given if each not in known]:
+            raise ValueError(f"--{name} must be of {', '.join(known)}, found {', '.join(unknown)}.")
+    grid = itertools.product(options.seeds, options.tasks, options.algorithms)
+    jobs = [(task, algorithm, seed) for seed, task, algorithm in grid]
+    return [job for job in jobs if not Job(*job).file(options).exists()]
+
+
+def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
+    """Run the jobs, some at a time; the last lines of those that failed."""
+    waiting, failures = list(jobs), {}
+    running: dict[Job, tuple[subprocess.Popen[bytes], Path, float]] = {}
+    deadline = time.monotonic() + 60 * options.max_minutes
+    try:
+        while True:
+            while waiting and len(running) < options.jobs and time.monotonic() < deadline:
+                job = waiting.pop(0)
+                running[job] = *start(job, options), time.monotonic()
+            for job, (process, log, begin) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[job]
+                if process.returncode or not job.file(options).exists():
+                    failures[job] = last_lines(log) or f"exit code {process.returncode}"
+                else:
+                    log.unlink()
+                outcome = "failed" if job in failures else "done"
+                print(f"{job}: {outcome} after {time.monotonic() - begin:.0f} s", file=sys.stderr)
+            if not running and (not waiting or time.monotonic() >= deadline):
+                return failures
+            time.sleep(POLL)
+    finally:  # by an error or a signal
+        for process, *_ in running.values():
+            process.terminate()
+        for process, *_ in running.values():
+            process.wait()
+
+
+def start(job: Job, options: Options) -> tuple[subprocess.Popen[bytes], Path]:
+    """The process of a run, and the file of what it says."""
+    log = options.run_folders / f"{job}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command_of(job, options), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    return process, log
+
+
+def command_of(job: Job, options: Options) -> list[str]:
+    factor = ALGORITHMS[job.algorithm].budget if options.equal_seconds else 1.0
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "learning_run.py",
+        "--task",
+        job.task,
+        "--algorithm",
+        job.algorithm,
+    ]
+    command += ["--seed", job.seed, "--updates", round(factor * options.updates)]
+    command += ["--output", job.file(options).absolute(), "--run-folder", options.run_folders.absolute() / str(job)]
+    if options.recipe:
+        command += ["--recipe", *itertools.chain(*options.recipe.items())]
+    if job.algorithm == next(iter(ALGORITHMS)) and job.seed == min(options.seeds):
+        command += ["--team", (options.output / "teams" / job.task).absolute()]
+    return [*map(str, command)]
+
+
+def last_lines(log: Path) -> str:
+    """The end of what a run said, without the states of its progress bar."""
+    lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
+    return "\n".join([line for line in lines if line.strip()][-5:])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its processes end too
+    try:
+        sys.exit(min(main(tyro.cli(Options, description=__doc__)), 1))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

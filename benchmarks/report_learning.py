@@ -1,0 +1,296 @@
+"""The report's section on learning and its pictures, from the JSON of learning.py and references.py alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.learning_statistics import (
+    FRAMES,
+    SECONDS,
+    UPDATES,
+    Estimate,
+    Run,
+    after_seconds,
+    curve_over,
+    estimate,
+    probability_of_improvement,
+    reached,
+    seconds_for,
+)
+
+BUDGETS = (6_000, 25_000)  # updates
+OURS = "bicnet"
+SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
+INTRODUCTION = """
+Each run is one process with one thread. Scores are of the policy without exploration: during training over 200 episodes
+from the same start states each time (between two evaluations in proportion), in the column "test" after the last update
+over 1000 start states used for nothing else. Seconds are those of collecting and of updates; compiling, once per run,
+and evaluations are not among them. Numbers are interquartile means over the seeds (of fewer than four their mean), in
+brackets 95% bootstrap intervals, which are too narrow for few seeds. Equal seconds are those of `bicnet` at that number
+of updates, the median of its seeds; who had ended before is marked ° and counts with its last evaluation. "share" is 0
+for the best script without communication and 1 for the best with it, or, where the two hardly differ, 0 for random
+actions; "/ oracle" is the cost in multiples of the script's with communication. Both are of the score after the larger
+number of updates, or at equal seconds for who takes fewer.
+""".strip()
+
+
+def read_learning(folder: Path) -> dict[str, Any]:
+    """All that the section is made from: the runs by task and algorithm, as they are on disk, and the references."""
+    runs: dict[str, dict[str, list[Run]]] = {}
+    for file in sorted(folder.glob("runs/*/*.json")):
+        run = json.loads(file.read_text())
+        runs.setdefault(run["task"], {}).setdefault(run["algorithm"], []).append(run)
+    references = folder / "references.json"
+    return {"runs": runs, "references": json.loads(references.read_text())["tasks"] if references.exists() else {}}
+
+
+def learning(results: dict[str, Any], budgets: tuple[int, int] = BUDGETS) -> str:
+    """Markdown: what the algorithms are, a table per task, who improves on whom, order and channel, provenance."""
+    runs, references = results["runs"], results["references"]
+    if not runs:
+        return "## Learning\n\nNot run: there is no `results/learning/runs`.\n"
+    lines = ["## Learning", "", INTRODUCTION, ""]
+    what = {run["algorithm"]: run["what"] for group in every_group(runs) for run in group}
+    lines += [f"- `{name}`: {what[name]}." for name in in_order(what)]
+    lines += ["", "![Scores over updates](results/learning/updates.png)", ""]
+    lines += ["![Scores over seconds](results/learning/seconds.png)", ""]
+    for task, groups in runs.items():
+        lines += task_table(task, groups, references.get(task, {}), budgets)
+    lines += improvements(runs, budgets)
+    lines += analyses(runs)
+    lines += provenances(runs)
+    return "\n".join(lines) + "\n"
+
+
+def every_group(runs: dict[str, dict[str, list[Run]]]) -> Iterable[list[Run]]:
+    return (group for groups in runs.values() for group in groups.values())
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Ours first, the others by name."""
+    return sorted(names, key=lambda name: (name != OURS, name))
+
+
+def task_table(
+    task: str, groups: dict[str, list[Run]], references: dict[str, Any], budgets: tuple[int, int]
+) -> list[str]:
+    first = next(iter(groups.values()))[0]
+    policies = {name: policy["mean"] for name, policy in references.get("policies", {}).items()}
+    head = ["algorithm", "seeds"]
+    for updates in budgets:
+        head += [f"{updates:,} updates", "in equal seconds"]
+    head += ["test", "share", "/ oracle", "frames", "updates", "seconds", "compiling", "ms / update"]
+    scenario = first["options"]["scenario"]
+    chosen = ", ".join(f"{name} {value}" for name, value in first["options"]["scenario_options"].items())
+    lines = [f"### {task}", ""]
+    lines.append(
+        f"{scenario}{f' ({chosen})' if chosen else ''}, {first['options']['max_steps']} steps: {first['reported']}."
+    )
+    if policies:
+        shown = [f"{name} {number(mean)}" for name, mean in policies.items()]
+        lines.append(f"Scripts: {', '.join(shown).replace('_', ' ')}.")
+    lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
+    seconds = [seconds_for(groups.get(OURS, []), updates) for updates in budgets]
+    for name in in_order(groups):
+        group = groups[name]
+        cells = [f"`{name}`", str(len(group))]
+        for updates, limit in zip(budgets, seconds):
+            cells.append(interval(estimate([reached(run, UPDATES, updates) for run in group])))
+            cells.append(equal_seconds(group, limit))
+        test = estimate([run["test"]["after"][0] for run in group])
+        best = estimate(long_scores(group, budgets, seconds)).value
+        cells += [interval(test), share(best, policies), ratio(best, policies)]
+        cells += [
+            middle(group, lambda run: run["curve"][-1][FRAMES]),
+            middle(group, lambda run: run["curve"][-1][UPDATES]),
+        ]
+        cells += [
+            middle(group, lambda run: run["curve"][-1][SECONDS]),
+            middle(group, lambda run: run["compiling_seconds"]),
+        ]
+        cells.append(middle(group, lambda run: run["milliseconds_per_update"], ".1f"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def long_scores(group: Sequence[Run], budgets: tuple[int, int], seconds: Sequence[float]) -> list[float]:
+    """After the larger number of updates, or at equal seconds if no run takes so many."""
+    scores = [reached(run, UPDATES, budgets[-1]) for run in group]
+    return scores if np.isfinite(scores).any() else [after_seconds(run, seconds[-1]) for run in group]
+
+
+def equal_seconds(group: Sequence[Run], seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "-"
+    ended = np.median([run["curve"][-1][SECONDS] for run in group]) < 0.95 * seconds
+    return interval(estimate([after_seconds(run, seconds) for run in group])) + " °" * bool(ended)
+
+
+def share(score: float, policies: dict[str, float]) -> str:
+    """The place between the best script without communication, or a random one, and the best with it."""
+    if not {SILENT, ORACLE, RANDOM} <= policies.keys():
+        return "-"
+    needs = policies[ORACLE] - policies[SILENT] > 0.1 * (policies[ORACLE] - policies[RANDOM])
+    floor = policies[SILENT if needs else RANDOM]
+    found = (score - floor) / (policies[ORACLE] - floor)
+    return f"{found:.2f}" if math.isfinite(found) else "-"
+
+
+def ratio(score: float, policies: dict[str, float]) -> str:
+    """The cost in multiples of the oracle's, where both are costs."""
+    oracle = policies.get(ORACLE, 0.0)
+    return f"{score / oracle:.3f}" if math.isfinite(score) and max(score, oracle) < -1e-3 else "-"
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def interval(found: Estimate) -> str:
+    if not math.isfinite(found.value):
+        return "-"
+    ends = f" [{number(found.low)}, {number(found.high)}]" if math.isfinite(found.low) else ""
+    return number(found.value) + ends
+
+
+def middle(group: Sequence[Run], of: Callable[[Run], float], form: str = ",.0f") -> str:
+    return format(float(np.median([of(run) for run in group])), form)
+
+
+def improvements(runs: dict[str, dict[str, list[Run]]], budgets: tuple[int, int]) -> list[str]:
+    """The probability that ours is above a rival, task by task and over all that both were run on."""
+    rivals = in_order({name for groups in runs.values() if OURS in groups for name in groups} - {OURS})
+    if not rivals:
+        return []
+    tasks = [task for task, groups in runs.items() if OURS in groups]
+    lines = [
+        f"### Probability that `{OURS}` is above a rival",
+        "",
+        f"Of pairs of runs, at {budgets[-1]:,} updates / at equal seconds; ½ is a draw.",
+        "",
+        f"| rival | {' | '.join(tasks)} | all, equal updates | all, equal seconds |",
+        f"|---|{'--:|' * (len(tasks) + 2)}",
+    ]
+    for rival in rivals:
+        pairs: list[list[tuple[list[float], list[float]]]] = []  # by task, then updates and seconds
+        for task in tasks:
+            limit = seconds_for(runs[task][OURS], budgets[-1])
+            both = [runs[task][OURS], runs[task].get(rival, [])]
+            by_updates = [finite(reached(run, UPDATES, budgets[-1]) for run in group) for group in both]
+            by_seconds = [finite(after_seconds(run, limit) for run in group) for group in both]
+            pairs.append([(by_updates[0], by_updates[1]), (by_seconds[0], by_seconds[1])])
+        cells = [
+            " / ".join(interval_of_share(probability_of_improvement([one]), False) for one in each) for each in pairs
+        ]
+        for kind in (0, 1):
+            strata = [each[kind] for each in pairs if all(each[kind])]
+            cells.append(interval_of_share(probability_of_improvement(strata)))
+        lines.append(f"| `{rival}` | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def finite(scores: Iterable[float]) -> list[float]:
+    return [score for score in scores if math.isfinite(score)]
+
+
+def interval_of_share(found: Estimate, with_interval: bool = True) -> str:
+    if not math.isfinite(found.value):
+        return "-"
+    ends = f" [{found.low:.2f}, {found.high:.2f}]" if with_interval and math.isfinite(found.low) else ""
+    return f"{found.value:.2f}{ends}"
+
+
+def analyses(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
+    """What the trained teams return in another order of the agents, and with a worse channel."""
+    analysed = [
+        (task, name, [run["analysis"] for run in groups[name] if "analysis" in run])
+        for task, groups in runs.items()
+        for name in in_order(groups)
+    ]
+    analysed = [row for row in analysed if row[-1]]
+    if not analysed:
+        return []
+    channels = list(analysed[0][-1][0]["channel"])
+    lines = [
+        "### Order of the agents and value of the channel",
+        "",
+        "Differences of the trained team's return (mean over agents) to its own, means over the seeds: with another",
+        "order of the agents in its communication, drawn at random, and with messages cut, lost, noisy (in multiples",
+        "of a message's root mean square) or rounded.",
+        "",
+        f"| task | algorithm | seeds | another order | {' | '.join(channels)} |",
+        f"|---|---|{'--:|' * (len(channels) + 2)}",
+    ]
+    for task, name, found in analysed:
+        orders = [each["order"]["another_order_difference"] for each in found if "order" in each]
+        cells = [task, f"`{name}`", str(len(found)), signed(orders)]
+        cells += [signed([each["channel"][channel][0] for each in found]) for channel in channels]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def signed(differences: Sequence[float]) -> str:
+    return f"{np.mean(differences):+.3f}" if differences else "-"
+
+
+def provenances(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
+    """Where, when and with which versions; each once."""
+    every = [run for group in every_group(runs) for run in group]
+    commits = sorted(
+        {run["commit"][:12] + "-dirty" * run["commit"].endswith("-dirty") for run in every if run["commit"]}
+    )
+    dates = sorted({run["date"] for run in every})
+    lines = [f"{len(every)} runs, `python benchmarks/learning.py`; the command of each is in its file."]
+    lines += sorted({f"{run['machine']}, {run['threads']} thread{'s' * (run['threads'] > 1)} a run." for run in every})
+    lines.append(f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commits {', '.join(commits)}.")
+    lines += sorted(
+        {", ".join(f"{name} {version}" for name, version in run["versions"].items()) + "." for run in every}
+    )
+    return lines
+
+
+def draw_learning(results: dict[str, Any]) -> dict[str, Figure]:
+    """File name to picture: a panel per task, scores over updates and over seconds."""
+    runs, references = results["runs"], results["references"]
+    if not runs:
+        return {}
+    names = in_order({name for groups in runs.values() for name in groups})
+    return {
+        "updates.png": draw_curves(runs, references, names, UPDATES, "updates"),
+        "seconds.png": draw_curves(runs, references, names, SECONDS, "seconds of collecting and updates"),
+    }
+
+
+def draw_curves(
+    runs: dict[str, dict[str, list[Run]]], references: dict[str, Any], names: list[str], column: int, label: str
+) -> Figure:
+    columns = min(len(runs), 3)
+    rows = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in panels[len(runs) :]:
+        axes.set_visible(False)
+    handles: dict[str, Any] = {}
+    for axes, (task, groups) in zip(panels, runs.items()):
+        for name in in_order(groups):
+            colour = f"C{names.index(name)}"
+            places, found = curve_over(groups[name], column)
+            width = 2.2 if name == OURS else 1.2
+            handles[name] = axes.plot(places, found[:, 0], color=colour, linewidth=width, label=name)[0]
+            axes.fill_between(places, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
+        policies = references.get(task, {}).get("policies", {})
+        for policy, style in ((ORACLE, "--"), (SILENT, ":")):
+            if policy in policies:
+                line = axes.axhline(policies[policy]["mean"], color="black", linewidth=1, linestyle=style)
+                handles[f"script {policy.replace('_', ' ')}"] = line
+        axes.set(title=task, xlabel=label, ylabel=next(iter(groups.values()))[0]["reported"])
+        axes.grid(alpha=0.3)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize="small")
+    return figure
