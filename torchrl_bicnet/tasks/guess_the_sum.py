@@ -51,7 +51,9 @@ class GuessTheSum(BaseScenario):
         world = World(batch_dim, device)
         options = {"u_range": float(self.n_agents), "action_size": 1, "collide": False}
         for i, color in enumerate(distinct_colors(self.n_agents)):
-            world.add_agent(Agent(f"agent_{i}", color=color, dynamics=_Word(), **options))
+            agent = Agent(f"agent_{i}", color=color, dynamics=_Word(), **options)
+            world.add_agent(agent)
+            agent.action.u = torch.zeros(batch_dim, 1, device=device)  # rewards are asked for before any step
         self.x = torch.zeros(batch_dim, self.n_agents, device=device)
         return world
 
@@ -78,12 +80,9 @@ class GuessTheSum(BaseScenario):
         """A line from each agent to its answer, and a vertical one at the sum."""
         agents, total = self.world.agents, self.x[env_index].sum()
         ends = self._place(total, -0.5), self._place(total, len(agents) - 0.5)
-        geoms = [line(*ends, (0.0, 0.0, 0.0))]
-        for i, agent in enumerate(agents):
-            if agent.action.u is not None:  # before the first step it is
-                answer = self._place(agent.action.u[env_index, 0], i)
-                geoms.append(line(agent.state.pos[env_index], answer, agent.color, width=3))
-        return geoms
+        answers = [self._place(agent.action.u[env_index, 0], i) for i, agent in enumerate(agents)]
+        lines = [line(a.state.pos[env_index], answer, a.color, width=3) for a, answer in zip(agents, answers)]
+        return [line(*ends, (0.0, 0.0, 0.0)), *lines]
 
     def _place(self, number: Tensor, row: float) -> Tensor:
         """Where numbers of any shape are drawn in a row, with two coordinates more."""
