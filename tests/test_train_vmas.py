@@ -358,7 +358,7 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scenario": "navigatoin"}, "Unknown VMAS scenario 'navigatoin'; VMAS has"),
+        ({"scenario": "navigatoin"}, "Unknown scenario 'navigatoin'; this package has guess_the_sum"),
         ({"scenario_options": {"n_agent": 3}}, "no option n_agent; it has"),
         ({"pad": True}, "nothing to pad"),
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
@@ -412,7 +412,7 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
     arguments = [sys.executable, SCRIPT, "--scenario", "navigatoin", "--run-folder", tmp_path / "run"]
     failed = subprocess.run(arguments, capture_output=True, text=True)
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: Unknown VMAS scenario 'navigatoin'")
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: Unknown scenario 'navigatoin'")
     assert "Traceback" not in failed.stderr
 
 
