@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """
 Each run is one process with one thread. Scores are of the policy without exploration: during training over 200 episodes
 from the same start states each time (between two evaluations in proportion), in the column "test" after the last update
-over 1000 start states used for nothing else. Seconds are those of collecting and of updates; compiling, once per run,
-and evaluations are not among them. Numbers are interquartile means over the seeds (of fewer than four their mean), in
-brackets 95% bootstrap intervals, which are too narrow for few seeds. Equal seconds are those of `bicnet` at that number
-of updates, the median of its seeds; who had ended before is marked ° and counts with its last evaluation. "share" is 0
-for the best script without communication and 1 for the best with it, or, where the two hardly differ, 0 for random
-actions; "/ oracle" is the cost in multiples of the script's with communication. Both are of the score after the larger
-number of updates, or at equal seconds for who takes fewer.
+over 1000 start states used for nothing else. Seconds are CPU seconds of collecting and of updates: what they take on a
+core of their own. Compiling, once per run, and evaluations are not among them; "wall" is by the clock, on a machine
+that did other work beside. Numbers are interquartile means over the seeds (of fewer than four their mean), in brackets
+95% bootstrap intervals, which are too narrow for few seeds. Equal seconds are those of `bicnet` at that number of
+updates, the median of its seeds; who had ended before is marked ° and counts with its last evaluation. "share" is 0 for
+the best script without communication and 1 for the best with it, or, where the two hardly differ, 0 for random actions;
+"/ oracle" is the cost in multiples of the script's with communication. Both are of the score after the larger number of
+updates, or at equal seconds for who takes fewer.
 """.strip()
 
 
@@ -86,7 +87,7 @@ def task_table(
     head = ["algorithm", "seeds"]
     for updates in budgets:
         head += [f"{updates:,} updates", "in equal seconds"]
-    head += ["test", "share", "/ oracle", "frames", "updates", "seconds", "compiling", "ms / update"]
+    head += ["test", "share", "/ oracle", "frames", "updates", "seconds", "wall", "compiling", "ms / update"]
     scenario = first["options"]["scenario"]
     chosen = ", ".join(f"{name} {value}" for name, value in first["options"]["scenario_options"].items())
     lines = [f"### {task}", ""]
@@ -96,6 +97,9 @@ def task_table(
     if policies:
         shown = [f"{name} {number(mean)}" for name, mean in policies.items()]
         lines.append(f"Scripts: {', '.join(shown).replace('_', ' ')}.")
+    if limits := references.get("limits"):
+        shown = [f"{name} {number(most)}" for name, most in limits.items()]
+        lines.append(f"No policy exceeds: {', '.join(shown).replace('_', ' ')}.")
     lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     seconds = [seconds_for(groups.get(OURS, []), updates) for updates in budgets]
     for name in in_order(groups):
@@ -107,15 +111,9 @@ def task_table(
         test = estimate([run["test"]["after"][0] for run in group])
         best = estimate(long_scores(group, budgets, seconds)).value
         cells += [interval(test), share(best, policies), ratio(best, policies)]
-        cells += [
-            middle(group, lambda run: run["curve"][-1][FRAMES]),
-            middle(group, lambda run: run["curve"][-1][UPDATES]),
-        ]
-        cells += [
-            middle(group, lambda run: run["curve"][-1][SECONDS]),
-            middle(group, lambda run: run["compiling_seconds"]),
-        ]
-        cells.append(middle(group, lambda run: run["milliseconds_per_update"], ".1f"))
+        cells += [middle([run["curve"][-1][column] for run in group]) for column in (FRAMES, UPDATES, SECONDS)]
+        cells += [middle([run[name] for run in group]) for name in ("training_wall_seconds", "compiling_seconds")]
+        cells.append(middle([run["milliseconds_per_update"] for run in group], ".1f"))
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -160,8 +158,8 @@ def interval(found: Estimate) -> str:
     return number(found.value) + ends
 
 
-def middle(group: Sequence[Run], of: Callable[[Run], float], form: str = ",.0f") -> str:
-    return format(float(np.median([of(run) for run in group])), form)
+def middle(numbers: Sequence[float], form: str = ",.0f") -> str:
+    return format(float(np.median(numbers)), form)
 
 
 def improvements(runs: dict[str, dict[str, list[Run]]], budgets: tuple[int, int]) -> list[str]:

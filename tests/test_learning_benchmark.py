@@ -70,7 +70,7 @@ class TestOneRun:
         assert updates == (0, 2, 4, 6)
         assert seconds[0] == 0
         assert list(seconds) == sorted(seconds)
-        assert seconds[-1] < result["wall_seconds"]
+        assert seconds[-1] <= result["training_wall_seconds"] + 0.1 < result["total_wall_seconds"] + 0.1
         for name, found in (("", scores), ("_stderr", errors)):
             kept = read_scalars(places / "run" / "scalars" / f"evaluation_return{name}.csv")[1]
             np.testing.assert_allclose(found, kept, atol=6e-5)
@@ -87,7 +87,7 @@ class TestOneRun:
         del expected["test_episodes"]  # beside the test returns
         assert {name: result["options"][name] for name in expected} == expected
         assert result["test_episodes"] == 5
-        assert {"versions", "machine", "threads", "date", "commit", "cpu_seconds"} <= result.keys()
+        assert {"versions", "machine", "threads", "date", "commit", "parameters"} <= result.keys()
         text = (places / "out" / "bicnet-seed3.json").read_text()
         assert str(places) not in text
         assert len(text) < 10_000
@@ -156,7 +156,8 @@ class TestClock:
     def run(self, tmp_path, monkeypatch):
         """A run whose clock moves when it is told to."""
         self.now = 0.0
-        monkeypatch.setattr(learning_run.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(learning_run.time, "process_time", lambda: self.now)
+        monkeypatch.setattr(learning_run.time, "perf_counter", lambda: 3 * self.now)
         with TimedRun(tmp_path / "run", {}, SUITE["dispersion"]) as run:
             run.start({"agents.actor": torch.nn.Linear(2, 1)}, total_frames=40, best=["agents.actor"])
             run.log_test("before", evaluation(0.0))
@@ -180,7 +181,8 @@ class TestClock:
         run.log_test("after", evaluation(2.0))
         summary = run.summary(replace(QUICK, frames_per_batch=10, updates_per_batch=4))
         # The second batch ends 2.5 s after the first and the third 2.5 s after that, so 27.5 s were for compiling.
-        assert summary["compiling_seconds"] == 27.5
+        assert summary["compiling_seconds"] == 3 * 27.5
+        assert summary["training_wall_seconds"] == 3 * 8.0
         # Of dispersion's two agents here the sum is told.
         assert [row[:4] for row in summary["curve"]] == [[0, 0, 0.0, -2.0], [10, 4, 2.5, 2.0], [30, 12, 7.5, 6.0]]
         assert summary["test"]["after"] == [4.0, 0.0]
@@ -415,6 +417,7 @@ def made_up_run(task, algorithm, seed, scores, seconds=1.0, updates=10):
         "test": {"before": [scores[0], 0.1], "after": [scores[-1] - 1, 0.1]},
         "options": {"scenario": "navigation", "scenario_options": {"n_agents": 4}, "max_steps": 100},
         "compiling_seconds": 7.0,
+        "training_wall_seconds": 9.0,
         "milliseconds_per_update": 1000 * seconds / updates,
         "machine": "a machine",
         "threads": 1,
@@ -479,7 +482,8 @@ class TestReport:
             "without_communication": {"mean": -9.5},
             "with_communication": {"mean": -5.0},
         }
-        (tmp_path / "references.json").write_text(json.dumps({"tasks": {"there": {"policies": policies}}}))
+        there = {"policies": policies, "limits": {"with_communication": -4.5}}
+        (tmp_path / "references.json").write_text(json.dumps({"tasks": {"there": there}}))
         return report_learning.read_learning(tmp_path)
 
     def row(self, results, task, name):
@@ -494,7 +498,7 @@ class TestReport:
         assert cells[:2] == ["`bicnet`", "2"]
         assert [cell.split(" [")[0] for cell in cells[2:7]] == ["-3.500", "-3.500", "-5.500", "-5.500", "-6.500"]
         assert cells[2] == "-3.500 [-4.000, -3.000]"
-        assert cells[7:] == ["0.89", "1.100", "200", "20", "2", "7", "100.0"]
+        assert cells[7:] == ["0.89", "1.100", "200", "20", "2", "9", "7", "100.0"]
 
     def test_a_cheaper_rival(self, results):
         """It ends after half a second: at equal seconds its last evaluation counts, and is marked."""
@@ -508,6 +512,11 @@ class TestReport:
         cells = self.row(results, "there", "mappo")
         assert cells[1:6] == ["1", "-", "-9.750", "-", "-9.500"]
         assert cells[7:9] == ["0.00", "1.900"]
+
+    def test_scripts_and_limits_are_told(self, results):
+        text = report_learning.learning(results, (10, 20))
+        assert "Scripts: random -10.0, without communication -9.500, with communication -5.000.\n" in text
+        assert "No policy exceeds: with communication -4.500.\n" in text
 
     def test_a_task_without_references(self, results):
         assert self.row(results, "elsewhere", "bicnet")[7:9] == ["-", "-"]
