@@ -115,20 +115,22 @@ def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
     deadline = time.monotonic() + 60 * options.max_minutes
     try:
         while True:
-            while waiting and len(running) < options.jobs and time.monotonic() < deadline:
+            if time.monotonic() >= deadline:
+                waiting.clear()
+            while waiting and len(running) < options.jobs:
                 job = waiting.pop(0)
                 running[job] = *start(job, options), time.monotonic()
             for job, (process, log, begin) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[job]
-                if process.returncode or not job.file(options).exists():
+                if not job.file(options).exists():
                     failures[job] = last_lines(log) or f"exit code {process.returncode}"
                 else:
                     log.unlink()
                 outcome = "failed" if job in failures else "done"
                 print(f"{job}: {outcome} after {time.monotonic() - begin:.0f} s", file=sys.stderr)
-            if not running and (not waiting or time.monotonic() >= deadline):
+            if not running and not waiting:
                 return failures
             time.sleep(POLL)
     finally:  # by an error or a signal

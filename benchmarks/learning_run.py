@@ -162,14 +162,7 @@ class TimedRun(Run):
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         super().log_evaluation(evaluation)
-        self._go_on()
-
-    def due(self, interval: int) -> bool:
-        """As of any run; an evaluation follows, so the clock stops."""
-        due = super().due(interval)
-        if due:
-            self._stop_clock()
-        return due
+        self._go_on()  # what passed since the batch was logged does not count
 
     def checkpoint(self, interval: int) -> None:
         self._stop_clock()

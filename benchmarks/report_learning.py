@@ -288,7 +288,12 @@ def draw_curves(
             if policy in policies:
                 line = axes.axhline(policies[policy]["mean"], color="black", linewidth=1, linestyle=style)
                 handles[f"script {policy.replace('_', ' ')}"] = line
+        if {RANDOM, ORACLE} <= policies.keys():  # early falls far below random actions would flatten the rest
+            random, oracle = (policies[policy]["mean"] for policy in (RANDOM, ORACLE))
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], random - 0.3 * (oracle - random)))
         axes.set(title=task, xlabel=label, ylabel=next(iter(groups.values()))[0]["reported"])
         axes.grid(alpha=0.3)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize="small")
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=max(2, 5 * columns // 3), fontsize="small"
+    )
     return figure

@@ -266,6 +266,8 @@ class TestGrid:
         assert learning.main(replace(options, max_minutes=0.1 / 60)) == 0
         assert len(self.done(options)) == 1
         assert "7 runs are left for later" in capsys.readouterr().out
+        assert learning.main(replace(options, max_minutes=0)) == 0
+        assert len(self.done(options)) == 1
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_so_many_at_a_time(self, options, jobs):
@@ -440,9 +442,9 @@ class TestStatistics:
         assert after_seconds(RUN, 60) == 0
 
     def test_seconds_for_updates(self):
-        slow = {"curve": [[0, 0, 0.0, 0.0, 0.0], [1, 20, 20.0, 0.0, 0.0]]}
+        slow, slower = ({"curve": [[0, 0, 0.0, 0.0, 0.0], [1, 20, end, 0.0, 0.0]]} for end in (20.0, 400.0))
         short = {"curve": [[0, 0, 0.0, 0.0, 0.0], [1, 10, 1.0, 0.0, 0.0]]}
-        assert seconds_for([RUN, slow, short], 15) == 9.5  # between 4 and 15; the third takes no 15 updates
+        assert seconds_for([RUN, slow, slower, short], 15) == 15  # of 4, 15 and 300; the last takes no 15 updates
         assert math.isnan(seconds_for([short], 15))
         assert math.isnan(seconds_for([], 15))
 
