@@ -178,8 +178,8 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| task | steps | random | zero | silent script | silence at best | talking script | limit |"]
     lines.append("|---|" + "--:|" * 7)
     for name, task in results["tasks"].items():
-        cells = {kind: f"{one['mean']:.2f} ± {one['standard_error']:.2f}" for kind, one in task["policies"].items()}
-        bounds = [f"{task['limits'][kind]:.2f}" if kind in task["limits"] else "" for kind in KINDS]
+        cells = {kind: f"{one['mean']:.3f} ± {one['standard_error']:.3f}" for kind, one in task["policies"].items()}
+        bounds = [f"{task['limits'][kind]:.3f}" if kind in task["limits"] else "" for kind in KINDS]
         row = (cells["random"], cells["zero"], cells[KINDS[0]], bounds[0], cells[KINDS[1]], bounds[1])
         lines.append(f"| {name}, {task['reported']} | {task['max_steps']} | " + " | ".join(row) + " |")
     return "\n".join(lines)
