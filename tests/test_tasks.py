@@ -279,6 +279,17 @@ class TestReferences:
         assert str(tmp_path) not in json.dumps(results)
         assert name in references.table(results)
 
+    def test_the_committed_ones_are_those_of_the_suite(self):
+        results = json.loads(references.Options().output.read_text())
+        assert list(results["tasks"]) == list(SUITE)
+        for name, found in results["tasks"].items():
+            task = SUITE[name]
+            assert (found["scenario"], found["scenario_options"]) == (task.scenario, task.scenario_options)
+            assert (found["max_steps"], found["reported"]) == (task.max_steps, task.reported)
+            silent, talking = (found["policies"][kind] for kind in KINDS)
+            errors = 5 * math.hypot(silent["standard_error"], talking["standard_error"])
+            assert (talking["mean"] - silent["mean"] > errors) == task.needs_communication, name
+
     def test_random_guesses_know_nothing(self):
         """By hand: a guess in [-3, 3] has variance 3, the sum of three numbers in [-1, 1] has variance 1."""
         options = references.Options(episodes=4000)
