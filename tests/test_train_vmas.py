@@ -420,7 +420,7 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
     arguments = [sys.executable, SCRIPT, "--scenario", "navigatoin", "--run-folder", tmp_path / "run"]
     failed = subprocess.run(arguments, capture_output=True, text=True)
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: Unknown VMAS scenario 'navigatoin'")
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: Unknown scenario 'navigatoin'")
     assert "Traceback" not in failed.stderr
 
 

@@ -2,7 +2,8 @@
 
 from torchrl_bicnet.tasks.guess_the_sum import GuessTheSum
 from torchrl_bicnet.tasks.hidden_goals import HiddenGoals
+from torchrl_bicnet.tasks.speaker_listener import SpeakerListener
 
-__all__ = ["SCENARIOS", "GuessTheSum", "HiddenGoals"]
+__all__ = ["SCENARIOS", "GuessTheSum", "HiddenGoals", "SpeakerListener"]
 
-SCENARIOS = {"guess_the_sum": GuessTheSum, "hidden_goals": HiddenGoals}
+SCENARIOS = {"guess_the_sum": GuessTheSum, "hidden_goals": HiddenGoals, "speaker_listener": SpeakerListener}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,12 @@ from vmas.simulator.core import Agent, World
 from vmas.simulator.dynamics.common import Dynamics
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
+
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.tasks.drawing import distinct_colors, line
+
+if TYPE_CHECKING:
+    from vmas.simulator.rendering import Geom
 
 
 class GuessTheSum(BaseScenario):
@@ -19,7 +25,11 @@ class GuessTheSum(BaseScenario):
     ``-(a_i - sum_j x_j)^2``. The best possible return is 0. Without communication the best guess is ``x_i``, the
     expectation of the sum given ``x_i``, at a cost of the variance of the others' sum, ``(N - 1) / 3``.
 
-    It takes the option ``n_agents``, 3 by default.
+    In a picture agent ``i`` stands at ``x_i`` in a row of its own; a line leads from
+    there to its answer, and the vertical line is the sum.
+
+    Options:
+        - ``n_agents`` (int): number of agents, at least 2. Defaults to ``3``.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env
@@ -36,9 +46,14 @@ class GuessTheSum(BaseScenario):
     def make_world(self, batch_dim: int, device: torch.device, **kwargs: Any) -> World:
         self.n_agents = kwargs.pop("n_agents", 3)
         ScenarioUtils.check_kwargs_consumed(kwargs)
+        check_integer("n_agents", self.n_agents, least=2)
+        self.viewer_size = (700, 350)
         world = World(batch_dim, device)
-        for i in range(self.n_agents):
-            world.add_agent(Agent(f"agent_{i}", u_range=float(self.n_agents), action_size=1, dynamics=_Word()))
+        options = {"u_range": float(self.n_agents), "action_size": 1, "collide": False}
+        for i, color in enumerate(distinct_colors(self.n_agents)):
+            agent = Agent(f"agent_{i}", color=color, dynamics=_Word(), **options)
+            world.add_agent(agent)
+            agent.action.u = torch.zeros(batch_dim, 1, device=device)  # rewards are asked for before any step
         self.x = torch.zeros(batch_dim, self.n_agents, device=device)
         return world
 
@@ -48,6 +63,9 @@ class GuessTheSum(BaseScenario):
             self.x = x
         else:
             self.x[env_index] = x[env_index]
+        drawn = self.x if env_index is None else self.x[env_index, None]
+        for i, agent in enumerate(self.world.agents):  # placed for pictures alone
+            agent.set_pos(self._place(drawn[:, i], i), env_index)
 
     def observation(self, agent: Agent) -> Tensor:
         return self.x[:, self.world.agents.index(agent), None]
@@ -57,6 +75,19 @@ class GuessTheSum(BaseScenario):
 
     def done(self) -> Tensor:
         return torch.ones(self.world.batch_dim, dtype=torch.bool, device=self.world.device)
+
+    def extra_render(self, env_index: int = 0) -> list[Geom]:
+        """A line from each agent to its answer, and a vertical one at the sum."""
+        agents, total = self.world.agents, self.x[env_index].sum()
+        ends = self._place(total, -0.5), self._place(total, len(agents) - 0.5)
+        answers = [self._place(agent.action.u[env_index, 0], i) for i, agent in enumerate(agents)]
+        lines = [line(a.state.pos[env_index], answer, a.color, width=3) for a, answer in zip(agents, answers)]
+        return [line(*ends, (0.0, 0.0, 0.0)), *lines]
+
+    def _place(self, number: Tensor, row: float) -> Tensor:
+        """Where numbers of any shape are drawn in a row, with two coordinates more."""
+        height = torch.full_like(number, 0.9 - 1.8 * (row + 0.5) / self.n_agents)
+        return torch.stack([number / self.n_agents * 2, height], -1)
 
 
 class _Word(Dynamics):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from vmas.simulator.core import Agent, Landmark, World
 from vmas.simulator.scenario import BaseScenario
-from vmas.simulator.utils import Color, ScenarioUtils
+from vmas.simulator.utils import ScenarioUtils
+
+from torchrl_bicnet.checks import check_integer, check_type
+from torchrl_bicnet.tasks.drawing import distinct_colors, line
+
+if TYPE_CHECKING:
+    from vmas.simulator.rendering import Geom
 
 
 class HiddenGoals(BaseScenario):
@@ -45,13 +51,11 @@ class HiddenGoals(BaseScenario):
         n_agents = kwargs.pop("n_agents", 4)
         self.random_seers = kwargs.pop("random_seers", False)
         ScenarioUtils.check_kwargs_consumed(kwargs)
-        if n_agents < 2:
-            raise ValueError(f"n_agents must be at least 2, found {n_agents}: nobody would see the goal of one agent.")
+        check_integer("n_agents", n_agents, least=2)  # nobody would see the goal of one agent
+        check_type("random_seers", self.random_seers, bool, "a bool")
         self.viewer_zoom = 1.2
         world = World(batch_dim, device)
-        colors = [color.value for color in (Color.RED, Color.GREEN, Color.BLUE, Color.YELLOW, Color.PINK, Color.GRAY)]
-        for i in range(n_agents):
-            color = colors[i % len(colors)]
+        for i, color in enumerate(distinct_colors(n_agents)):
             agent = Agent(f"agent_{i}", collide=False, color=color)
             agent.goal = Landmark(f"goal_{i}", collide=False, color=color)
             world.add_agent(agent)
@@ -83,3 +87,8 @@ class HiddenGoals(BaseScenario):
     def reward(self, agent: Agent) -> Tensor:
         distances = [(a.state.pos - a.goal.state.pos).norm(dim=-1) for a in self.world.agents]
         return -torch.stack(distances).mean(0)
+
+    def extra_render(self, env_index: int = 0) -> list[Geom]:
+        """A line from each agent to its own goal, in their colour."""
+        agents = self.world.agents
+        return [line(a.state.pos[env_index], a.goal.state.pos[env_index], a.color) for a in agents]
