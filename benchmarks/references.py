@@ -52,7 +52,7 @@ def main(options: Options) -> None:
     results: dict[str, Any] = {"about": about, "tasks": {}}
     for name in tqdm(options.tasks, unit="task"):
         task = SUITE[name]
-        policies = {kind: score(task, policy, options) for kind, policy in policies_of(task).items()}
+        policies = {kind: score(task, policy, options) for kind, policy in policies_of(task, options.seed).items()}
         results["tasks"][name] = {
             "scenario": task.scenario,
             "scenario_options": task.scenario_options,
@@ -74,14 +74,16 @@ def score(task: Task, policy: Policy, options: Options) -> dict[str, float | int
     return {"mean": scores.mean().item(), "standard_error": error, "episodes": len(scores)}
 
 
-def policies_of(task: Task) -> dict[str, Policy]:
+def policies_of(task: Task, seed: int) -> dict[str, Policy]:
     """Floors, and the best scripts that do without communication and with it."""
     env = task.make_env(1)
+    # Its own: that of the evaluation starts as the environment's does, so that actions would depend on start states.
+    draws = torch.Generator().manual_seed(seed + 1)
     space = env.full_action_spec["agents", "action"].space
     low, high = space.low[0], space.high[0]  # (N, A)
     silent, talking = SCRIPTS[task.scenario]
     return {
-        "random": lambda seen: low + (high - low) * torch.rand(len(seen), *low.shape),
+        "random": lambda seen: low + (high - low) * torch.rand(len(seen), *low.shape, generator=draws),
         "zero": lambda seen: torch.zeros(len(seen), *low.shape),
         KINDS[0]: silent,
         KINDS[1]: talking,
@@ -132,7 +134,7 @@ def mean_distance(x: Tensor, y: Tensor) -> Tensor:
     return total / 4
 
 
-def silence(steps: int, points: int = 400) -> float:
+def silence(steps: int, points: int = 200) -> float:
     """The least expected cost of an episode of hidden goals for an agent that is told nothing of its goal.
 
     It knows of its goal only that it is uniform, so at a place ``x`` its expected distance is ``h(x)``,
@@ -146,7 +148,7 @@ def silence(steps: int, points: int = 400) -> float:
     return sum(mean_distance(*torch.meshgrid(left, left, indexing="ij")).mean().item() for left in near)
 
 
-def haste(steps: int, points: int = 400) -> float:
+def haste(steps: int, points: int = 200) -> float:
     """The least expected cost of going from a place to a goal, both uniform in the square, whatever is known.
 
     After ``t`` steps no coordinate can be nearer to the goal's than its distance at the start minus ``reach(t)``, which
@@ -176,8 +178,8 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| task | steps | random | zero | silent script | silence at best | talking script | limit |"]
     lines.append("|---|" + "--:|" * 7)
     for name, task in results["tasks"].items():
-        cells = {kind: f"{one['mean']:.2f} ± {one['standard_error']:.2f}" for kind, one in task["policies"].items()}
-        bounds = [f"{task['limits'][kind]:.2f}" if kind in task["limits"] else "" for kind in KINDS]
+        cells = {kind: f"{one['mean']:.3f} ± {one['standard_error']:.3f}" for kind, one in task["policies"].items()}
+        bounds = [f"{task['limits'][kind]:.3f}" if kind in task["limits"] else "" for kind in KINDS]
         row = (cells["random"], cells["zero"], cells[KINDS[0]], bounds[0], cells[KINDS[1]], bounds[1])
         lines.append(f"| {name}, {task['reported']} | {task['max_steps']} | " + " | ".join(row) + " |")
     return "\n".join(lines)

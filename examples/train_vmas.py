@@ -27,6 +27,7 @@ from torchrl_bicnet import (
     BiCNetCritic,
     CollectorState,
     ExplorationNoise,
+    RewardScale,
     Run,
     UpdateStep,
     evaluate,
@@ -86,13 +87,13 @@ class Options:
     """discount"""
     n_steps: PositiveInt = 3
     """steps of reward in a target, before the critic's value of what follows"""
-    reward_scale: PositiveFloat = 1.0
-    """factor on the rewards that are learned from"""
+    reward_size: PositiveFloat = 0.2
+    """root mean square that rewards are scaled to for learning, measured over those collected"""
     tau: Fraction = 0.01
     """fraction of the way that the target networks move towards the trained ones at each update"""
-    actor_lr: PositiveFloat = 5e-4
+    actor_lr: PositiveFloat = 1e-3
     """learning rate of the actor (Adam)"""
-    critic_lr: PositiveFloat = 1e-3
+    critic_lr: PositiveFloat = 2e-3
     """learning rate of the critic (Adam)"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
@@ -163,6 +164,9 @@ class Learner:
             action_key=self.actor.out_keys[-1],
         )
         self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)  # with the target networks
+        self.reward_scale = RewardScale(
+            options.reward_size, reward_key=("next", group, "reward"), device=options.device
+        )
         # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them
         self.update = UpdateStep(
             self.loss,
@@ -223,7 +227,7 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
     state = {
         f"{group}.{part}": getattr(learner, part)
         for group, learner in learners.items()
-        for part in ("actor", "critic", "loss", "update", "noise")
+        for part in ("actor", "critic", "loss", "update", "noise", "reward_scale")
     }
     # A new run makes its folder; a resumed one restores all of this from the checkpoint
     frames_done = run.start(
@@ -240,17 +244,16 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
 
     for batch in collector:  # (num_envs, steps)
         frames_done += options.frames_per_batch
-        transitions = n_steps(batch).reshape(-1).select(*transition_keys, strict=False)
-        for group in learners:
-            transitions["next", group, "reward"] *= options.reward_scale
-        replay_buffer.extend(transitions)
+        for group, learner in learners.items():
+            learner.reward_scale.update(batch["next", group, "reward"])
+        replay_buffer.extend(n_steps(batch).reshape(-1).select(*transition_keys, strict=False))
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
-            metrics = {group: learner.update(sample) for group, learner in learners.items()}
+            metrics = {group: learner.update(learner.reward_scale(sample)) for group, learner in learners.items()}
         ended = batch["next", "done"].squeeze(-1)
         for group, learner in learners.items():
             learner.noise.step()
-            metrics[group]["noise_factor"] = learner.noise.factor
+            metrics[group] |= {"noise_factor": learner.noise.factor, "reward_factor": learner.reward_scale.factor}
             if ended.any():
                 metrics[group]["training_return"] = batch["next", group, "episode_reward"][ended].mean()
         run.log(frames_done, by_group(metrics))

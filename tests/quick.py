@@ -14,6 +14,7 @@ from torchrl_bicnet.runs.files import read_scalars
 QUICK = Options(
     max_steps=10,
     num_envs=4,
+    communication="gru",
     hidden_size=8,
     num_cells=(12,),
     total_frames=120,

@@ -3,8 +3,15 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchrl_bicnet import AttentionCommunication, MeanCommunication, NoCommunication, RecurrentCommunication
+from torchrl_bicnet import (
+    AttentionCommunication,
+    MeanCommunication,
+    NoCommunication,
+    RecurrentAttentionCommunication,
+    RecurrentCommunication,
+)
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 FEATURES, HIDDEN = 5, 6
@@ -17,6 +24,7 @@ LAYERS = {
     "lstm_no_bias": lambda dtype: RecurrentCommunication(FEATURES, HIDDEN, bias=False, dtype=dtype),
     "mean": lambda dtype: MeanCommunication(FEATURES, 2 * HIDDEN, dtype=dtype),
     "attention": lambda dtype: AttentionCommunication(FEATURES, 2 * HIDDEN, num_heads=3, dtype=dtype),
+    "recurrent_attention": lambda dtype: RecurrentAttentionCommunication(FEATURES, 12, num_heads=3, dtype=dtype),
     "none": lambda dtype: NoCommunication(FEATURES),
 }
 layers = pytest.mark.parametrize("kind", LAYERS)
@@ -215,9 +223,28 @@ def test_attention_is_torchs_multi_head_attention(masked):
     torch.testing.assert_close(layer(x, mask)[present], expected[present])
 
 
+def test_attention_is_the_same_in_compiled_code():
+    """There its products are sums of their terms."""
+    layer, x = make("attention"), torch.randn(2, 4, FEATURES, dtype=torch.float64)
+    graph = make_fx(layer)(x)
+    assert not any("bmm" in str(node.target) for node in graph.graph.nodes if "weight" not in str(node.args))
+    torch.testing.assert_close(graph(x), layer(x))
+
+
+def test_a_joined_layer_is_its_recurrence_beside_attention_to_it():
+    layer = make("recurrent_attention")
+    x = torch.randn(2, 4, FEATURES, dtype=torch.float64)
+    heard = layer.recurrence(x)
+    torch.testing.assert_close(layer(x)[..., :6], heard)
+    torch.testing.assert_close(layer(x)[..., 6:], layer.attention(torch.cat([x, heard], -1)))
+    with pytest.raises(ValueError, match="out_features must be a multiple of 4, found 10"):
+        RecurrentAttentionCommunication(FEATURES, 10)
+
+
 def test_equal_observations_are_told_apart_by_recurrence_only():
     x = torch.ones(3, FEATURES, dtype=torch.float64)
-    assert make("lstm")(x).unique(dim=0).shape[0] == 3
+    for kind in ("lstm", "recurrent_attention"):
+        assert make(kind)(x).unique(dim=0).shape[0] == 3
     for kind in ("mean", "attention"):
         out = make(kind)(x)
         torch.testing.assert_close(out, out[:1].expand_as(out))

@@ -208,6 +208,19 @@ class TestItDisturbsNothing:
         assert torch.equal(torch.get_rng_state(), other)
         assert random_states() != state
 
+    def test_what_a_policy_draws_does_not_follow_from_the_start_states(self):
+        env = make_vmas_env("guess_the_sum", 2000)
+        drawn, seen = [], []
+
+        def guess(td):
+            seen.append(td["agents", "observation"])
+            drawn.append(torch.rand_like(seen[0]) * 2 - 1)
+            return td.set(("agents", "action"), drawn[0])
+
+        evaluate(env, guess, max_steps=1, seed=1)
+        correlation = torch.corrcoef(torch.stack([seen[0].flatten(), drawn[0].flatten()]))[0, 1]
+        assert abs(correlation) < 0.06  # five standard errors
+
     def test_the_policy_is_left_as_it_was(self):
         env = make_vmas_env("navigation", 4)
         encoder = nn.Sequential(nn.Linear(18, 8), nn.Dropout(0.5), nn.Flatten(0, 1), nn.BatchNorm1d(8))

@@ -26,6 +26,7 @@ from torchrl_bicnet import (
     evaluate,
     make_ddpg_loss,
     make_vmas_env,
+    tasks,
 )
 from torchrl_bicnet.net import CommunicationName
 
@@ -187,7 +188,10 @@ def of_ours(waits):
 
 # Scenarios that VMAS itself cannot step on a GPU, since they mix devices.
 BROKEN_ON_CUDA = {"kinematic_bicycle": "clamp.Tensor", "road_traffic": "index_put_"}
-OPTIONS = {"sampling": {"grid_spacing": 0.5}}  # it makes a tensor for each cell of its grid
+OPTIONS = {
+    "hidden_goals": {"random_seers": True},
+    "sampling": {"grid_spacing": 0.5},
+}  # it makes a tensor for each cell of its grid
 # A reset reads state that resets of other environments change: whether it has changed is asked each time.
 COMPARED_AT_EACH_RESET = {"joint_passage_size", "sampling"}
 SLOW = [
@@ -224,7 +228,9 @@ def documented_waits():
     return waits
 
 
-@pytest.mark.parametrize("scenario", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SCENARIOS])
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in (*SCENARIOS, *tasks.SCENARIOS)]
+)
 def test_every_scenario(scenario):
     with FakeCuda(own_generator=False):
         if scenario in BROKEN_ON_CUDA:

@@ -12,6 +12,7 @@ from torchrl_bicnet import (
     BiCNetActor,
     MeanCommunication,
     NoCommunication,
+    RecurrentAttentionCommunication,
     RecurrentCommunication,
 )
 
@@ -73,6 +74,21 @@ def test_separate_parameters_per_agent_slot(communication):
     assert nets[3](torch.full((3, 5), torch.nan, dtype=torch.float64), mask=mask)[1].abs().sum() == 0
     with pytest.raises(ValueError, match=r"\(\*B, 3, F\).*found \(2, 5\)"):
         nets[3](torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_an_agent_id_tells_agents_apart_and_costs_a_weight_each():
+    net = make("none", agent_id=True, n_agents=3)
+    out = net(torch.ones(3, 5, dtype=torch.float64))
+    assert out.unique(dim=0).shape[0] == 3
+    # The encoder's first layer and the decoder's get a column for each agent.
+    assert count(net) - count(make("none")) == 3 * (12 + 12)
+    mask = torch.tensor([True, False, True])
+    x = torch.ones(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(net(x, mask=mask), torch.where(mask.unsqueeze(-1), out, 0.0))
+    with pytest.raises(ValueError, match=r"\(\*B, 3, F\).*found \(2, 5\)"):
+        net(torch.ones(2, 5, dtype=torch.float64))
+    with pytest.raises(TypeError, match="n_agents, with share_params=False or agent_id=True"):
+        make("none", agent_id=True)
 
 
 @pytest.mark.parametrize(("skip", "n_seen"), [(True, 5), (False, 0), (0, 0), (1, 1), (3, 3), (5, 5)])
@@ -142,12 +158,26 @@ def test_everything_is_on_the_device(communication, share_params):
 
 
 @pytest.mark.parametrize(
-    ("communication", "width"), [("lstm", 16), ("gru", 16), ("rnn", 16), ("mean", 16), ("attention", 16), ("none", 12)]
+    ("communication", "width"),
+    [
+        ("lstm", 16),
+        ("gru", 16),
+        ("rnn", 16),
+        ("recurrent_attention", 16),
+        ("mean", 16),
+        ("attention", 16),
+        ("none", 12),
+    ],
 )
 def test_the_layer_is_the_one_named_and_as_wide_as_a_bidirectional_recurrence(communication, width):
     layer = make(communication).communication
     assert layer.out_features == width
-    kinds = {"mean": MeanCommunication, "attention": AttentionCommunication, "none": NoCommunication}
+    kinds = {
+        "recurrent_attention": RecurrentAttentionCommunication,
+        "mean": MeanCommunication,
+        "attention": AttentionCommunication,
+        "none": NoCommunication,
+    }
     assert type(layer) is kinds.get(communication, RecurrentCommunication)
     assert getattr(layer, "cell", communication) == communication
 

@@ -7,9 +7,10 @@ from tensordict import TensorDict
 from tensordict.utils import unravel_key
 from torch import nn
 from torchrl.data import Bounded
+from torchrl.data.postprocs import MultiStep
 from torchrl.objectives import DDPGLoss, SoftUpdate
 
-from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, make_ddpg_loss
+from torchrl_bicnet import BiCNet, BiCNetActor, BiCNetCritic, UpdateStep, make_ddpg_loss
 
 SMALL = {"hidden_size": 8, "num_cells": (12,)}
 MASK = ("agents", "mask")
@@ -132,6 +133,36 @@ def test_td_target_by_hand(options, mask_key):
     torch.testing.assert_close(losses["loss_value"], (pred - target).square().mean())
     # -(1.5 * (0.3, 0.7, 1.1)) on average
     torch.testing.assert_close(losses["loss_actor"], torch.tensor(-1.05))
+
+
+@pytest.mark.parametrize("mask_key", [None, MASK])
+def test_n_step_targets_by_hand(mask_key):
+    """Rewards of TorchRL's MultiStep, and a value discounted by as many steps, for each agent."""
+    actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted(), mask_key=mask_key)
+    critic = BiCNetCritic(1, 1, net=TeamSum(), mask_key=mask_key)
+    loss = make_ddpg_loss(actor, critic, gamma=0.5)
+    # An episode of three steps that terminates, of two agents; Q(s') = 1.5 (s'_1 + s'_2) = 0.3, 0.6, 0.9.
+    reward = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]]).view(1, 3, 2, 1)
+    after = torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]).view(1, 3, 2, 1)
+    ended = torch.tensor([False, False, True]).view(1, 3, 1, 1).expand(1, 3, 2, 1)
+    flags = {"done": ended, "terminated": ended}
+    td = TensorDict(
+        {
+            "agents": {"observation": after - 0.1, "action": torch.zeros(1, 3, 2, 1)},
+            "next": {"agents": {"observation": after, "reward": reward, **flags}, "done": ended[..., 0, :]},
+        },
+        [1, 3],
+    )
+    td[MASK] = td["next", *MASK] = torch.ones(1, 3, 2, dtype=torch.bool)
+    multi_step = MultiStep(gamma=0.5, n_steps=2)
+    multi_step.reward_keys = (("agents", "reward"),)
+    sample = multi_step(td).reshape(-1)
+    read = sample.select(*loss.in_keys, MASK, ("next", *MASK), strict=False)
+    # The first two of two steps: r_1 + r_2 / 2 + Q(s_3) / 4, and r_2 + r_3 / 2, which terminates; the third of one.
+    expected = torch.tensor([[1 + 1 + 0.15, 10 + 10 + 0.15], [2 + 2, 20 + 20], [4, 40]])
+    torch.testing.assert_close(loss(read)["target_value"], expected)
+    update = UpdateStep(loss, actor_lr=0.0, critic_lr=0.0, tau=0.0)
+    torch.testing.assert_close(update(read)["loss_value"], loss(read)["loss_value"].detach())
 
 
 def test_target_networks_are_used_frozen_and_updated():

@@ -253,6 +253,16 @@ class TestReferences:
         assert 1.0428 - 0.02 < haste(1) < 1.0428
         assert haste(50) < silence(50) < 50 * 1.0428
 
+    @pytest.mark.parametrize("task", SUITE.values(), ids=SUITE)
+    def test_a_silent_agent_acts_on_its_own_observation_alone(self, task):
+        silent = references.policies_of(task, 0)[KINDS[0]]
+        env = task.make_env(6, seed=0)
+        seen = observe(env)
+        for i in range(seen.shape[1]):
+            others = observe(env)
+            others[:, i] = seen[:, i]
+            torch.testing.assert_close(silent(others)[:, i], silent(seen)[:, i])
+
     @pytest.mark.parametrize("name", ["guess_the_sum", "hidden_goals_4_random_seers", "speaker_listener"])
     def test_more_knowledge_is_worth_more(self, name, tmp_path):
         options = references.Options(tasks=(name,), episodes=200, output=tmp_path / "references.json")
@@ -268,6 +278,24 @@ class TestReferences:
             assert policies[kind]["mean"] <= task["limits"][kind] + 5 * policies[kind]["standard_error"]
         assert str(tmp_path) not in json.dumps(results)
         assert name in references.table(results)
+
+    def test_the_committed_ones_are_those_of_the_suite(self):
+        results = json.loads(references.Options().output.read_text())
+        assert list(results["tasks"]) == list(SUITE)
+        for name, found in results["tasks"].items():
+            task = SUITE[name]
+            assert (found["scenario"], found["scenario_options"]) == (task.scenario, task.scenario_options)
+            assert (found["max_steps"], found["reported"]) == (task.max_steps, task.reported)
+            silent, talking = (found["policies"][kind] for kind in KINDS)
+            errors = 5 * math.hypot(silent["standard_error"], talking["standard_error"])
+            assert (talking["mean"] - silent["mean"] > errors) == task.needs_communication, name
+
+    def test_random_guesses_know_nothing(self):
+        """By hand: a guess in [-3, 3] has variance 3, the sum of three numbers in [-1, 1] has variance 1."""
+        options = references.Options(episodes=4000)
+        policy = references.policies_of(SUITE["guess_the_sum"], options.seed)["random"]
+        found = references.score(SUITE["guess_the_sum"], policy, options)
+        assert found["mean"] == pytest.approx(-4, abs=5 * found["standard_error"])
 
     def test_scores(self):
         returns = torch.tensor([[1.0, 0.5, 0.5, 0.0]])

@@ -124,13 +124,14 @@ class TestUpdate:
         learner.update(self.sample())
         assert all(p.grad is None or not p.grad.any() for p in learner.loss.parameters())
 
-    def test_the_noise_falls_in_a_line_over_its_fraction_of_the_batches(self, env):
-        options = replace(QUICK, total_frames=400, sigma_start=0.8, sigma_end=0.2, sigma_fraction=0.5)
-        noise, sigma = Learner(env, "agents", options).noise, []
+    def test_the_noise_falls_in_a_line_over_the_batches(self, env):
+        options = replace(QUICK, total_frames=200, sigma=(0.1, 0.9), sigma_end=0.2)
+        noise, factor = Learner(env, "agents", options).noise, []
         for _ in range(7):
-            sigma.append(noise.sigma.item())
+            factor.append(noise.factor.item())
             noise.step()
-        assert sigma == pytest.approx([0.8, 0.68, 0.56, 0.44, 0.32, 0.2, 0.2])
+        assert factor == pytest.approx([1.0, 0.84, 0.68, 0.52, 0.36, 0.2, 0.2])
+        assert noise.sigma == (0.1, 0.9)
 
 
 class TestReplay:
@@ -211,10 +212,11 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "num_envs": ({"num_envs": 8}, lambda r: r.values("loss_value")[0]),
     "seed": ({"seed": 1}, lambda r: r.values("evaluation_return")[0]),
     "communication": (
-        {"communication": "gru"},
+        {"communication": "lstm"},
         lambda r: r.weights()[RECURRENT].shape,
     ),
     "hidden_size": ({"hidden_size": 9}, lambda r: r.weights()[RECURRENT].shape),
+    "agent_id": ({"agent_id": True}, lambda r: r.weights()["module.0.module.net.encoder.0.weight"].shape),
     "num_cells": ({"num_cells": (13, 12)}, lambda r: r.weights()["module.0.module.net.encoder.0.weight"].shape),
     "share_params": ({"share_params": False}, lambda r: [name for name in r.weights() if "encoder" in name]),
     "total_frames": ({"total_frames": 80}, lambda r: r.frames("loss_value")),
@@ -227,9 +229,11 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "actor_lr": ({"actor_lr": 1e-2}, lambda r: r.values("loss_actor")[0]),
     "critic_lr": ({"critic_lr": 1e-2}, lambda r: r.values("loss_value")[0]),
     "max_grad_norm": ({"max_grad_norm": 1e-9}, lambda r: r.values("loss_value")[0]),
-    "sigma_start": ({"sigma_start": 0.5}, lambda r: r.values("sigma")[0]),
-    "sigma_end": ({"sigma_end": 0.3}, lambda r: r.values("sigma")[-1]),
-    "sigma_fraction": ({"sigma_fraction": 1.0}, lambda r: r.values("sigma")[0]),
+    "n_steps": ({"n_steps": 2}, lambda r: r.values("loss_value")[0]),
+    "reward_size": ({"reward_size": 0.1}, lambda r: r.values("loss_value")[0]),
+    "sigma": ({"sigma": (0.1, 0.2)}, lambda r: r.values("loss_value")[0]),
+    "correlation": ({"correlation": 0.5}, lambda r: r.values("loss_value")[0]),
+    "sigma_end": ({"sigma_end": 0.3}, lambda r: r.values("noise_factor")[-1]),
     "eval_interval": ({"eval_interval": 80}, lambda r: r.frames("evaluation_return")),
     "eval_episodes": ({"eval_episodes": 4}, lambda r: r.values("evaluation_return")[0]),
     "test_episodes": ({"test_episodes": 6}, lambda r: len(r.tests()["after"])),
@@ -290,11 +294,11 @@ def test_a_run_leaves_options_metrics_checkpoints_and_a_picture(tmp_path, capsys
     about = json.loads((result.folder / "run.json").read_text())
     assert about["options"].keys() == asdict(QUICK).keys()
     assert about["versions"]["torch"] == torch.__version__
-    for metric in ("loss_actor", "loss_value", "grad_norm", "sigma", "training_return"):
+    for metric in ("loss_actor", "loss_value", "grad_norm", "noise_factor", "reward_factor", "training_return"):
         assert result.frames(metric) == [40, 80, 120], metric
     for metric in ("evaluation_return", "evaluation_return_stderr", "evaluation_return_agent_3", "success_rate"):
         assert result.frames(metric) == [0, 40, 80, 120]
-    assert result.values("sigma")[-1] == pytest.approx(QUICK.sigma_end)
+    assert result.values("noise_factor")[-1] == pytest.approx(QUICK.sigma_end)
     assert (result.folder / "pictures/learning_curve.png").read_bytes().startswith(b"\x89PNG")
     tests = result.tests()
     assert len(tests["before"]) == len(tests["after"]) == 5
@@ -314,7 +318,7 @@ def test_one_seed_is_one_run_to_the_bit_however_often_it_is_evaluated(tmp_path, 
 
 
 def test_what_follows_from_the_number_of_environments():
-    few, many = Options(), Options(num_envs=8192, total_frames=1_000_000)
+    few, many = Options(num_envs=60, total_frames=120_000), Options(num_envs=8192, total_frames=1_000_000)
     assert (few.frames_per_batch, few.total_frames, few.buffer_size) == (600, 120_000, 120_000)
     assert (few.eval_interval, few.checkpoint_interval) == (12_000, 12_000)
     assert (many.frames_per_batch, many.total_frames, many.buffer_size) == (81_920, 13 * 81_920, 819_200)
@@ -368,7 +372,11 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"buffer_size": 39}, "buffer_size must hold a batch of 40, found 39"),
         ({"total_frames": -1}, "total_frames: Input should be greater than 0, found -1"),
         ({"batch_size": 0}, "batch_size: Input should be greater than 0, found 0"),
-        ({"sigma_end": 2.0}, "sigma_end must not be above sigma_start=0.9, found 2.0"),
+        ({"sigma_end": 2.0}, "sigma_end: Input should be less than or equal to 1, found 2.0"),
+        ({"sigma": (0.5, 0.1)}, "sigma must be a finite number or a pair with 0 <= low <= high, found (0.5, 0.1)"),
+        ({"correlation": 1.0}, "correlation: Input should be less than 1, found 1.0"),
+        ({"n_steps": 0}, "n_steps: Input should be greater than 0, found 0"),
+        ({"reward_size": 0.0}, "reward_size: Input should be greater than 0, found 0.0"),
         ({"actor_lr": -1.0}, "actor_lr: Input should be greater than 0, found -1.0"),
         ({"critic_lr": float("inf")}, "critic_lr: Input should be a finite number"),
         ({"gamma": 2.0}, "gamma: Input should be less than or equal to 1, found 2.0"),

@@ -22,6 +22,7 @@ from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
+from torchrl_bicnet.rewards import RewardScale
 from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
 from torchrl_bicnet.update import UpdateStep
 
@@ -40,6 +41,7 @@ __all__ = [
     "NoCommunication",
     "RecurrentAttentionCommunication",
     "RecurrentCommunication",
+    "RewardScale",
     "Run",
     "UpdateStep",
     "detach",

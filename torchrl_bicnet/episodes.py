@@ -16,6 +16,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_bicnet.checks import check_integer, check_seed, check_type
 from torchrl_bicnet.envs.random_stream import RandomStream
 
+# Seeds alike would let a policy draw the numbers that the start states were drawn from.
+_POLICY = 0x9E3779B9
+
 Policy: TypeAlias = TensorDictModuleBase | Callable[[TensorDictBase], TensorDictBase]
 
 
@@ -36,7 +39,7 @@ def first_episodes(
 
     In the ``with`` block the policy is in eval mode and does not explore, and the global generators are a random
     stream of the block's own; afterwards, and after an error, modes and generators are as they were. The seed is that
-    of the environment and of the stream. Arguments are checked before anything is changed.
+    of the environment; the stream's follows from it. Arguments are checked before anything is changed.
     """
     check_type("env", env, EnvBase, "a TorchRL environment")
     if not callable(policy):
@@ -50,7 +53,8 @@ def first_episodes(
         raise ValueError(f"The environment must have a root 'done', found done keys {env.done_keys}.")
     device = torch.device("cpu") if env.device is None else env.device
     deterministic = set_exploration_type(ExplorationType.DETERMINISTIC)
-    with in_eval_mode(policy), RandomStream(seed, device), deterministic:
+    stream = RandomStream(None if seed is None else seed ^ _POLICY, device)
+    with in_eval_mode(policy), stream, deterministic:
         if seed is not None:
             env.set_seed(seed)
         with torch.no_grad():

@@ -131,7 +131,11 @@ class BiCNet(nn.Module):
         n_inputs = n_agent_inputs + (n_agents if agent_id and n_agents else 0)
         self.n_skipped = _count_skipped(skip, n_inputs)
         mlp = partial(
-            _mlp, n_agents=None if share_params else n_agents, activation_class=activation_class, norm_class=norm_class, device=device
+            _mlp,
+            n_agents=None if share_params else n_agents,
+            activation_class=activation_class,
+            norm_class=norm_class,
+            device=device,
         )
         *encoder_cells, width = num_cells or (hidden_size,)
         if isinstance(communication, nn.Module):

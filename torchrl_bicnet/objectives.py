@@ -90,9 +90,7 @@ def make_ddpg_loss(
         priority=unravel_key((actor.group, "td_error")),
     )
     loss.loss_mask_key = actor.mask_key
-    loss.make_value_estimator(
-        _AgentTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key
-    )
+    loss.make_value_estimator(_AgentTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key)
     loss.set_keys()  # hands the keys above on to the estimator
     loss.in_keys = [*loss.in_keys, loss.value_estimator.tensor_keys.steps_to_next_obs]
     return loss

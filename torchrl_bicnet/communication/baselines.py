@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.communication.mask import mask_absent, masked_input
@@ -111,14 +112,22 @@ class AttentionCommunication(nn.Module):
         x = masked_input(x, mask, self.in_features)
         projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (*B, N, 3, heads, F)
         query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
-        # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small.
-        scores = query @ key.mT / query.shape[-1] ** 0.5  # (*B, heads, N, N)
+        # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small. For the same
+        # reason products in compiled code are sums of their terms, which Inductor fuses with what stands around them.
+        traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
+        product = _sum_of_terms if traced else torch.matmul
+        scores = product(query, key.mT) / query.shape[-1] ** 0.5  # (*B, heads, N, N)
         if mask is not None:
             # Every agent attends itself, so that no row of the softmax is empty; absent agents are zeroed below.
             itself = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
             scores = scores.masked_fill(~(mask.unsqueeze(-2) | itself).unsqueeze(-3), -torch.inf)
-        heard = scores.softmax(-1) @ value
+        heard = product(scores.softmax(-1), value)
         return mask_absent(self.output(heard.movedim(-3, -2).flatten(-2)), mask)
+
+
+def _sum_of_terms(x: Tensor, y: Tensor) -> Tensor:
+    """The matrix product ``(*B, K, L), (*B, L, M) -> (*B, K, M)``."""
+    return (x.unsqueeze(-1) * y.unsqueeze(-3)).sum(-2)
 
 
 class NoCommunication(nn.Module):

@@ -62,10 +62,11 @@ class RecurrentAttentionCommunication(nn.Module):
         check_integer("out_features", out_features)
         if out_features % 4:
             raise ValueError(f"out_features must be a multiple of 4, found {out_features}.")
-        kind = {"device": device, "dtype": dtype}
-        self.recurrence = RecurrentCommunication(in_features, out_features // 4, cell=cell, **kind)
+        self.recurrence = RecurrentCommunication(in_features, out_features // 4, cell=cell, device=device, dtype=dtype)
         inputs = in_features + self.recurrence.out_features
-        self.attention = AttentionCommunication(inputs, out_features // 2, num_heads=num_heads, **kind)
+        self.attention = AttentionCommunication(
+            inputs, out_features // 2, num_heads=num_heads, device=device, dtype=dtype
+        )
         self.in_features = in_features
         self.out_features = out_features
 

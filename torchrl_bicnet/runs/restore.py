@@ -43,9 +43,13 @@ _TRAINING_OPTIONS = frozenset(
         "actor_lr",
         "critic_lr",
         "max_grad_norm",
-        "sigma_start",
+        "n_steps",
+        "reward_size",
+        "sigma",
+        "correlation",
         "sigma_end",
-        "sigma_fraction",
+        "sigma_start",  # of earlier versions
+        "sigma_fraction",  # of earlier versions
         "eval_interval",
         "eval_episodes",
         "test_episodes",
