@@ -59,5 +59,5 @@ ALGORITHMS = {
         budget=2.5,
         communicates=False,
     ),
-    "mappo": Algorithm("MAPPO with the nets of the defaults", mappo.OPTIONS, train=mappo.train, budget=0.5),
+    "mappo": Algorithm("MAPPO with the nets of the defaults", mappo.OPTIONS, train=mappo.train),
 }

@@ -21,7 +21,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.objectives import ClipPPOLoss
 
 from examples.train_vmas import NET_OPTIONS, Options
-from torchrl_bicnet import BiCNet, BiCNetActor, Run, evaluate, make_vmas_env
+from torchrl_bicnet import BiCNet, BiCNetActor, RewardScale, Run, evaluate, make_vmas_env
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED
 from torchrl_bicnet.specs import agent_spec
@@ -30,14 +30,14 @@ GAE_LAMBDA = 0.95
 CLIP_EPSILON = 0.2
 START_SCALE = 0.6  # before the tanh
 
-# What differs from the options of examples/train_vmas.py: five passes over a batch of frames in eight parts.
+# What differs from the options of examples/train_vmas.py. Frames being cheap, one pass over few new ones in small parts
+# learned fastest: on hidden goals it returned -31 after 45 seconds, where four or five passes over twice as many frames
+# still stood at -62.
 OPTIONS = {
-    "num_envs": 512,
-    "frames_per_batch": 512 * 25,
-    "updates_per_batch": 40,
-    "batch_size": 1600,
-    "actor_lr": 5e-4,
-    "critic_lr": 1e-3,
+    "num_envs": 256,
+    "frames_per_batch": 256 * 25,
+    "updates_per_batch": 32,
+    "batch_size": 200,
     "n_steps": 1,
 }
 
@@ -80,6 +80,9 @@ class MAPPOLearner:
             done=(group, "done"),
             terminated=(group, "terminated"),
         )
+        self.reward_scale = RewardScale(
+            options.reward_size, reward_key=("next", group, "reward"), device=options.device
+        )
         self.loss.make_value_estimator(gamma=options.gamma, lmbda=GAE_LAMBDA, deactivate_vmap=True)
         self.optimiser = torch.optim.Adam(
             [
@@ -95,7 +98,8 @@ class MAPPOLearner:
 
     def estimate(self, batch: TensorDictBase) -> TensorDictBase:
         """The batch's advantages and value targets, ``(environments, time) -> (transitions)``."""
-        batch["next", self.group, "reward"] *= self.options.reward_scale
+        self.reward_scale.update(batch["next", self.group, "reward"])
+        batch = self.reward_scale(batch)
         with torch.no_grad():
             self.loss.value_estimator(batch)
         advantage = batch[self.group, "advantage"]  # (environments, time, N, 1)
