@@ -21,8 +21,8 @@ class Algorithm:
         what (str): it in a line, for the report.
         options (dict): options of `examples/train_vmas.py` that differ from its defaults.
         train (callable): takes the options and the run.
-        budget (float): updates that it may take, as a multiple of the others': for one whose updates are cheaper it
-            reaches the same seconds, for one whose updates are dearer it does not go far beyond them.
+        budget (float): updates that it may take, as a multiple of the defaults': so many that one whose updates are
+            cheaper reaches about the same seconds.
         communicates (bool): whether its trained agents hear each other.
     """
 
@@ -39,24 +39,24 @@ ALGORITHMS = {
         "BiCNet as in the paper, communication by a recurrence (GRU) alone", {"communication": "gru"}
     ),
     "none": Algorithm(
-        "no communication, in actor and critic", {"communication": "none"}, budget=2.5, communicates=False
+        "no communication, in actor and critic", {"communication": "none"}, budget=3.0, communicates=False
     ),
     "none_id": Algorithm(
         "no communication, and a one-hot id beside each agent's observation",
         {"communication": "none", "agent_id": True},
-        budget=2.5,
+        budget=3.0,
         communicates=False,
     ),
     "mean_id": Algorithm(
-        "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}
+        "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}, budget=2.0
     ),
     "attention_id": Algorithm(
-        "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}
+        "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}, budget=1.25
     ),
     "maddpg": Algorithm(
         "MADDPG, an actor per agent and one centralised critic from `MultiAgentMLP`, in the same loop",
         train=partial(train_vmas.train, learner_class=MADDPGLearner),
-        budget=2.5,
+        budget=3.0,
         communicates=False,
     ),
     "mappo": Algorithm("MAPPO with the nets of the defaults", mappo.OPTIONS, train=mappo.train),

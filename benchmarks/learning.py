@@ -39,8 +39,8 @@ class Options:
     updates: int = 25_000
     """gradient updates of a run"""
     equal_seconds: bool = True
-    """algorithms with cheaper updates get more of them, and those with dearer ones fewer, by the factors of
-    benchmarks/algorithms.py, so that curves can be compared at equal seconds"""
+    """algorithms with cheaper updates get more of them, by the factors of benchmarks/algorithms.py, so that curves can
+    be compared at equal seconds"""
     recipe: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of examples/train_vmas.py for all runs, names and values separated by spaces, such as `n_steps 1`; give
     another --output with it"""
