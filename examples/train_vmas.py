@@ -6,15 +6,17 @@ import math
 import os
 import sys
 import time
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from tensordict.nn import TensorDictSequential
+from torch import nn
 from torchrl import torchrl_logger
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
@@ -67,8 +69,12 @@ class Options:
     """tell each agent its place in the team, as a one-hot beside its observation"""
     hidden_size: PositiveInt = 48
     """size of a direction's hidden state"""
-    num_cells: tuple[int, ...] = (128,)
+    num_cells: tuple[int, ...] = (64,)
     """widths of the hidden layers of encoder and decoder"""
+    critic_num_cells: tuple[int, ...] = (128, 64)
+    """the same of the critic"""
+    activation_class: Literal["SiLU", "ReLU", "Tanh"] = "SiLU"
+    """activation of the hidden layers"""
     share_params: bool = True
     """one encoder and decoder for all agents, or one per agent slot"""
 
@@ -83,7 +89,7 @@ class Options:
     """joint transitions per update"""
     buffer_size: NonNegativeInt = 0
     """joint transitions kept for replay; 0: 120,000, or ten batches of frames if that is more"""
-    gamma: Fraction = 0.97
+    gamma: Fraction = 0.95
     """discount"""
     n_steps: PositiveInt = 3
     """steps of reward in a target, before the critic's value of what follows"""
@@ -97,7 +103,7 @@ class Options:
     """learning rate of the critic (Adam)"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
-    sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 0.8)
+    sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 1.2)
     """standard deviation of the exploration noise, spread over the environments, in units of half the action's range"""
     correlation: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """of the noise of an action with that of the step before"""
@@ -136,6 +142,11 @@ class Options:
         self.eval_interval = self.eval_interval or max(self.total_frames // 10, 1)
         self.checkpoint_interval = self.checkpoint_interval or max(self.total_frames // 10, 1)
 
+    def net_options(self, num_cells: tuple[int, ...]) -> dict[str, Any]:
+        """Options of a :class:`~torchrl_bicnet.BiCNet`."""
+        same = {name: getattr(self, name) for name in ("communication", "agent_id", "hidden_size", "share_params")}
+        return {**same, "num_cells": num_cells, "activation_class": getattr(nn, self.activation_class)}
+
     @model_validator(mode="after")
     def _fit_together(self) -> Options:
         if self.frames_per_batch % self.num_envs:
@@ -145,9 +156,6 @@ class Options:
         if self.buffer_size < self.frames_per_batch:
             raise ValueError(f"buffer_size must hold a batch of {self.frames_per_batch}, found {self.buffer_size}")
         return self
-
-
-NET_OPTIONS = ("communication", "agent_id", "hidden_size", "num_cells", "share_params")
 
 
 class Learner:
@@ -177,9 +185,14 @@ class Learner:
             compile=options.compile,
         )
 
+        # It is the target actor that is evaluated and kept: an average, in which the last few updates matter less
+        self.target_actor = deepcopy(self.actor)
+        self.loss.target_actor_network_params.to_module(self.target_actor)
+
     def make_networks(self, env: EnvBase, group: str, options: Options) -> tuple[BiCNetActor, BiCNetCritic]:
-        net = {name: getattr(options, name) for name in NET_OPTIONS}
-        return BiCNetActor.from_env(env, group=group, **net), BiCNetCritic.from_env(env, group=group, **net)
+        actor = BiCNetActor.from_env(env, group=group, **options.net_options(options.num_cells))
+        critic = BiCNetCritic.from_env(env, group=group, **options.net_options(options.critic_num_cells))
+        return actor, critic
 
 
 def train(options: Options, run: Run, learner_class: type[Learner] = Learner) -> None:
@@ -202,14 +215,15 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
 
     # Actors, critics and what they learn with
     learners = {group: learner_class(env, group, options) for group in env.group_map}
-    policy = TensorDictSequential(*(learner.actor for learner in learners.values()))
+    policy = TensorDictSequential(*(learner.target_actor for learner in learners.values()))
+    explorer = TensorDictSequential(*(part for learner in learners.values() for part in (learner.actor, learner.noise)))
     run_evaluation = partial(evaluate, eval_env, policy, max_steps=options.max_steps, seed=EVAL_SEED)
     run_test = partial(evaluate, test_env, policy, max_steps=options.max_steps, seed=TEST_SEED)
 
     # Collector and replay
     collector = Collector(
         env,
-        TensorDictSequential(policy, *(learner.noise for learner in learners.values())),
+        explorer,
         frames_per_batch=options.frames_per_batch,
         total_frames=options.total_frames,
         device=options.device,
@@ -223,11 +237,18 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
     n_steps.reward_keys = tuple((group, "reward") for group in learners)
     transition_keys = {key for learner in learners.values() for key in learner.loss.in_keys}
 
-    # What a checkpoint holds: the loss adds the target networks; actor and critic alone are kept as the best
+    # What a checkpoint holds: the loss has trained networks and targets; actor and critic alone are kept as the best
     state = {
-        f"{group}.{part}": getattr(learner, part)
+        f"{group}.{name}": part
         for group, learner in learners.items()
-        for part in ("actor", "critic", "loss", "update", "noise", "reward_scale")
+        for name, part in {
+            "actor": learner.target_actor,
+            "critic": learner.critic,
+            "loss": learner.loss,
+            "update": learner.update,
+            "noise": learner.noise,
+            "reward_scale": learner.reward_scale,
+        }.items()
     }
     # A new run makes its folder; a resumed one restores all of this from the checkpoint
     frames_done = run.start(

@@ -25,12 +25,18 @@ class MADDPGLearner(Learner):
     def make_networks(self, env: EnvBase, group: str, options: Options) -> tuple[BiCNetActor, BiCNetCritic]:
         *_, n_agents, n_inputs = agent_spec(env, (group, "observation")).shape
         n_actions = agent_spec(env, (group, "action")).shape[-1]
-        # As many hidden layers as BiCNet's encoder and decoder have together. A critic of twice the width has about as
-        # many parameters as BiCNet's with its communication layer.
-        cells = [*options.num_cells, *options.num_cells]
-        wide = [2 * width for width in cells]
-        actor = mlp(n_inputs, n_actions, n_agents, cells, centralized=False, share_params=False, device=env.device)
-        critic = mlp(n_inputs + n_actions, 1, n_agents, wide, centralized=True, share_params=True, device=env.device)
+        # Two hidden layers each, as wide as BiCNet's are, the critic's twice that: it then has about as many parameters
+        # as BiCNet's with its communication layer.
+        narrow, wide = [
+            2 * [times * max(cells)] for times, cells in ((1, options.num_cells), (2, options.critic_num_cells))
+        ]
+        activation = getattr(nn, options.activation_class)
+        actor = mlp(
+            n_inputs, n_actions, n_agents, narrow, activation, centralized=False, share_params=False, device=env.device
+        )
+        critic = mlp(
+            n_inputs + n_actions, 1, n_agents, wide, activation, centralized=True, share_params=True, device=env.device
+        )
         return (
             BiCNetActor.from_env(env, group=group, net=actor),
             BiCNetCritic.from_env(env, group=group, net=_Joined(critic)),
@@ -48,14 +54,16 @@ class _Joined(nn.Module):
         return self.net(torch.cat(inputs, -1))
 
 
-def mlp(n_inputs: int, n_outputs: int, n_agents: int, cells: list[int], **options: Any) -> MultiAgentMLP:
+def mlp(
+    n_inputs: int, n_outputs: int, n_agents: int, cells: list[int], activation: type[nn.Module], **options: Any
+) -> MultiAgentMLP:
     return MultiAgentMLP(
         n_inputs,
         n_outputs,
         n_agents,
         depth=len(cells),
         num_cells=cells,
-        activation_class=nn.ReLU,
+        activation_class=activation,
         norm_class=nn.LayerNorm,
         norm_kwargs=[{"normalized_shape": width} for width in cells],
         **options,

@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.objectives import ClipPPOLoss
 
-from examples.train_vmas import NET_OPTIONS, Options
+from examples.train_vmas import Options
 from torchrl_bicnet import BiCNet, BiCNetActor, RewardScale, Run, evaluate, make_vmas_env
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED
@@ -46,11 +46,10 @@ class MAPPOLearner:
     """Policy, critic, loss and optimiser of a group of agents."""
 
     def __init__(self, env: EnvBase, group: str, options: Options) -> None:
-        net = {name: getattr(options, name) for name in NET_OPTIONS}
         observations = agent_spec(env, (group, "observation"))
         self.group, self.options = group, options
         # Acts in evaluations by the mean, in training through `policy`, whose mean has the same net.
-        self.actor = BiCNetActor.from_env(env, group=group, **net)
+        self.actor = BiCNetActor.from_env(env, group=group, **options.net_options(options.num_cells))
         mean = TensorDictModule(self.actor.module.net, in_keys=[(group, "observation")], out_keys=[(group, "loc")])
         scale = _Scale(self.actor.module.low.shape[-1])
         self.policy = ProbabilisticActor(
@@ -65,7 +64,7 @@ class MAPPOLearner:
         self.into_bounds = TensorDictModule(self._into_bounds, [(group, "squashed")], [(group, "action")])
         n_agents, n_inputs = observations.shape[-2:]
         self.critic = TensorDictModule(
-            BiCNet(n_inputs, 1, n_agents=n_agents, device=env.device, **net),
+            BiCNet(n_inputs, 1, n_agents=n_agents, device=env.device, **options.net_options(options.critic_num_cells)),
             in_keys=[(group, "observation")],
             out_keys=[(group, "state_value")],
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from tensordict.nn import TensorDictSequential
+from torch import nn
 from torchrl.checkpoint import CheckpointError
 from torchrl.envs import EnvBase
 
@@ -43,6 +44,7 @@ _TRAINING_OPTIONS = frozenset(
         "actor_lr",
         "critic_lr",
         "max_grad_norm",
+        "critic_num_cells",
         "n_steps",
         "reward_size",
         "sigma",
@@ -129,6 +131,8 @@ def load_run(
         warnings.warn(f"{folder}: options that this version does not know: {', '.join(unknown)}.", stacklevel=2)
     env = _make_env(options, 1, device, seed=0)
     net_options = {name: value for name, value in options.items() if name in _NET_OPTIONS}
+    if "activation_class" in net_options:
+        net_options["activation_class"] = getattr(nn, net_options["activation_class"])
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         actors = {group: BiCNetActor.from_env(env, group=group, **net_options) for group in env.group_map}
     checkpoints = Checkpoints(Path(folder) / "checkpoints", {f"{group}.actor": actors[group] for group in actors})
