@@ -91,7 +91,7 @@ class Options:
     """joint transitions kept for replay; 0: 120,000, or ten batches of frames if that is more"""
     gamma: Fraction = 0.95
     """discount"""
-    n_steps: PositiveInt = 3
+    n_steps: PositiveInt = 2
     """steps of reward in a target, before the critic's value of what follows"""
     reward_size: PositiveFloat = 0.2
     """root mean square that rewards are scaled to for learning, measured over those collected"""
