@@ -34,9 +34,9 @@ class Algorithm:
 
 
 ALGORITHMS = {
-    "bicnet": Algorithm("the defaults of `examples/train_vmas.py`"),
-    "recurrence": Algorithm(
-        "BiCNet as in the paper, communication by a recurrence (GRU) alone", {"communication": "gru"}
+    "bicnet": Algorithm("BiCNet, a recurrence (GRU) over the agents: the defaults of `examples/train_vmas.py`"),
+    "recurrent_attention": Algorithm(
+        "the recurrence and attention over what it tells, joined", {"communication": "recurrent_attention"}
     ),
     "none": Algorithm(
         "no communication, in actor and critic", {"communication": "none"}, budget=3.0, communicates=False

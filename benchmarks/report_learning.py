@@ -25,7 +25,7 @@ from benchmarks.learning_statistics import (
     seconds_for,
 )
 
-BUDGETS = (6_000, 25_000)  # updates
+BUDGETS = (5_000, 15_000)  # updates
 OURS = "bicnet"
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """

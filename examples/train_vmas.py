@@ -185,9 +185,12 @@ class Learner:
             compile=options.compile,
         )
 
-        # It is the target actor that is evaluated and kept: an average, in which the last few updates matter less
+        # It is the target actor that is evaluated and kept: an average, in which the last few updates matter less. This
+        # is a module with the memory of the loss's target parameters.
         self.target_actor = deepcopy(self.actor)
-        self.loss.target_actor_network_params.to_module(self.target_actor)
+        targets = self.loss.target_actor_network_params.flatten_keys(".")
+        for name, tensor in self.target_actor.state_dict(keep_vars=True).items():
+            tensor.data = targets[name].data
 
     def make_networks(self, env: EnvBase, group: str, options: Options) -> tuple[BiCNetActor, BiCNetCritic]:
         actor = BiCNetActor.from_env(env, group=group, **options.net_options(options.num_cells))

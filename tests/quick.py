@@ -17,6 +17,7 @@ QUICK = Options(
     communication="gru",
     hidden_size=8,
     num_cells=(12,),
+    critic_num_cells=(12,),
     total_frames=120,
     frames_per_batch=40,
     updates_per_batch=2,

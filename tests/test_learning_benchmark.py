@@ -308,15 +308,20 @@ class TestCommand:
         return tyro.cli(learning_run.Options, args=arguments)
 
     def test_a_run_is_understood(self):
-        job = Job("dispersion", "recurrence", 101)
+        job = Job("dispersion", "recurrent_attention", 101)
         found = self.parsed(job, recipe={"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv"})
-        assert (found.task, found.algorithm, found.seed, found.updates) == ("dispersion", "recurrence", 101, 25_000)
+        assert (found.task, found.algorithm, found.seed, found.updates) == (
+            "dispersion",
+            "recurrent_attention",
+            101,
+            15_000,
+        )
         assert found.recipe == {"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv"}
-        assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrence-seed101.json"
+        assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrent_attention-seed101.json"
 
     def test_cheap_updates_may_be_more(self):
         assert self.parsed(Job("dispersion", "none", 100)).updates == 75_000
-        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 25_000
+        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 15_000
 
     def test_one_team_of_a_task_is_kept(self):
         assert self.parsed(Job("dispersion", "bicnet", 100)).team == learning.RESULTS / "teams" / "dispersion"

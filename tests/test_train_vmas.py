@@ -110,6 +110,8 @@ class TestUpdate:
                         old += options.tau * (new - old)
             for name, value in {"loss_value": loss_value, "loss_actor": loss_actor, "grad_norm": norm}.items():
                 torch.testing.assert_close(found[name], value.detach())
+        evaluated = dict(learner.target_actor.module.named_parameters())
+        torch.testing.assert_close(evaluated, dict(target_actor.named_parameters()))
         targets = learner.loss.state_dict()
         for kind, ours, trained, target in (
             ("actor", learner.actor.module, actor, target_actor),
@@ -218,6 +220,8 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "hidden_size": ({"hidden_size": 9}, lambda r: r.weights()[RECURRENT].shape),
     "agent_id": ({"agent_id": True}, lambda r: r.weights()["module.0.module.net.encoder.0.weight"].shape),
     "num_cells": ({"num_cells": (13, 12)}, lambda r: r.weights()["module.0.module.net.encoder.0.weight"].shape),
+    "critic_num_cells": ({"critic_num_cells": (13,)}, lambda r: r.values("loss_value")[0]),
+    "activation_class": ({"activation_class": "Tanh"}, lambda r: r.tests()["before"]),
     "share_params": ({"share_params": False}, lambda r: [name for name in r.weights() if "encoder" in name]),
     "total_frames": ({"total_frames": 80}, lambda r: r.frames("loss_value")),
     "frames_per_batch": ({"frames_per_batch": 20}, lambda r: r.frames("loss_value")),
@@ -229,7 +233,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "actor_lr": ({"actor_lr": 1e-2}, lambda r: r.values("loss_actor")[0]),
     "critic_lr": ({"critic_lr": 1e-2}, lambda r: r.values("loss_value")[0]),
     "max_grad_norm": ({"max_grad_norm": 1e-9}, lambda r: r.values("loss_value")[0]),
-    "n_steps": ({"n_steps": 2}, lambda r: r.values("loss_value")[0]),
+    "n_steps": ({"n_steps": 3}, lambda r: r.values("loss_value")[0]),
     "reward_size": ({"reward_size": 0.1}, lambda r: r.values("loss_value")[0]),
     "sigma": ({"sigma": (0.1, 0.2)}, lambda r: r.values("loss_value")[0]),
     "correlation": ({"correlation": 0.5}, lambda r: r.values("loss_value")[0]),
