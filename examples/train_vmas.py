@@ -101,6 +101,8 @@ class Options:
     """learning rate of the actor (Adam)"""
     critic_lr: PositiveFloat = 2e-3
     """learning rate of the critic (Adam)"""
+    actor_warmup: NonNegativeInt = 500
+    """updates over which the actor's learning rate rises, so that it does not follow a critic that knows nothing yet"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
     sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 1.2)
@@ -181,6 +183,7 @@ class Learner:
             actor_lr=options.actor_lr,
             critic_lr=options.critic_lr,
             tau=options.tau,
+            actor_warmup=options.actor_warmup,
             max_grad_norm=options.max_grad_norm,
             compile=options.compile,
         )

@@ -21,6 +21,7 @@ QUICK = Options(
     total_frames=120,
     frames_per_batch=40,
     updates_per_batch=2,
+    actor_warmup=0,
     batch_size=8,
     buffer_size=500,
     eval_interval=40,

@@ -73,6 +73,7 @@ class TestUpdate:
             {"tau": 0.5},
             {"actor_lr": 3e-2, "critic_lr": 1e-4},
             {"max_grad_norm": 1e-3},
+            {"actor_warmup": 2},
             {"max_grad_norm": torch.inf},
             {"share_params": False, "communication": "mean"},
         ],
@@ -86,6 +87,7 @@ class TestUpdate:
         target_actor, target_critic = deepcopy(actor), deepcopy(critic)
         rates = dict.fromkeys(actor.parameters(), options.actor_lr)
         rates |= dict.fromkeys(critic.parameters(), options.critic_lr)
+        risen = dict.fromkeys(actor.parameters(), options.actor_warmup)
         moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in rates}
         now, then = sample["agents"], sample["next", "agents"]
         for step in (1, 2, 3):
@@ -103,7 +105,8 @@ class TestUpdate:
                 for (parameter, (m, v)), gradient in zip(moments.items(), gradients):
                     m.mul_(0.9).add_(0.1 * scale * gradient)
                     v.mul_(0.999).add_(0.001 * (scale * gradient) ** 2)
-                    step_size = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                    risen_to = min(1.0, step / risen[parameter]) if risen.get(parameter) else 1.0
+                    step_size = risen_to * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
                     parameter -= rates[parameter] * step_size
                 for targets, trained in ((target_actor, actor), (target_critic, critic)):
                     for old, new in zip(targets.parameters(), trained.parameters()):
@@ -232,6 +235,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "tau": ({"tau": 0.5}, lambda r: r.values("loss_value")[0]),
     "actor_lr": ({"actor_lr": 1e-2}, lambda r: r.values("loss_actor")[0]),
     "critic_lr": ({"critic_lr": 1e-2}, lambda r: r.values("loss_value")[0]),
+    "actor_warmup": ({"actor_warmup": 9}, lambda r: r.values("loss_actor")[0]),
     "max_grad_norm": ({"max_grad_norm": 1e-9}, lambda r: r.values("loss_value")[0]),
     "n_steps": ({"n_steps": 3}, lambda r: r.values("loss_value")[0]),
     "reward_size": ({"reward_size": 0.1}, lambda r: r.values("loss_value")[0]),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.objectives import DDPGLoss
 
-from torchrl_bicnet.checks import check_number, check_type
+from torchrl_bicnet.checks import check_integer, check_number, check_type
 from torchrl_bicnet.compiling.inductor import Function, compile_graph
 
 ACTOR, CRITIC = "actor_network", "value_network"
@@ -45,6 +45,8 @@ class UpdateStep:
         tau (float): fraction of the way that the target networks move towards the trained ones.
         max_grad_norm (float): the gradients of actor and critic together are clipped to this norm. Defaults to
             ``inf``: not clipped.
+        actor_warmup (int): the actor's learning rate rises in a line over so many updates, so that it does not follow a
+            critic that knows nothing yet. Defaults to ``0``.
         compile (bool): whether to compile it. Defaults to ``False``.
         autocast (torch.dtype, optional): ``torch.bfloat16`` computes both losses in it by :class:`torch.autocast`;
             parameters, Adam and targets keep their type. Defaults to ``None``: no autocast of its own.
@@ -76,6 +78,7 @@ class UpdateStep:
         critic_lr: float,
         tau: float,
         max_grad_norm: float = math.inf,
+        actor_warmup: int = 0,
         compile: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -89,11 +92,13 @@ class UpdateStep:
             check_number(name, number)
             if not 0 <= number <= most:
                 raise ValueError(f"{name} must be between 0 and {most}, found {number}.")
+        check_integer("actor_warmup", actor_warmup, least=0)
         check_type("compile", compile, bool, "a bool")
         if autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast must be torch.bfloat16 or None, found {autocast!r}.")
         self.loss = loss
         self._learning_rates = {ACTOR: actor_lr, CRITIC: critic_lr}
+        self._warmups = {ACTOR: actor_warmup, CRITIC: 0}
         self._tau, self._max_grad_norm = tau, max_grad_norm
         self._compile, self._autocast = compile, autocast
         self._layouts = {name: _Layout(loss, name) for name in self._learning_rates}
@@ -142,7 +147,7 @@ class UpdateStep:
         scale = (self._max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
         for (name, lr), parameters, gradient in zip(self._learning_rates.items(), trained, gradients):
             parameters.grad = None
-            _adam(state[name], parameters.data, gradient * scale, lr)
+            _adam(state[name], parameters.data, gradient * scale, lr, self._warmups[name])
             if "target" in state[name]:
                 state[name, "target"].lerp_(parameters.data, self._tau)
         losses = {name: output[name].detach() for name in ("loss_actor", "loss_value", "td_error")}
@@ -222,7 +227,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-def _adam(network: TensorDictBase, parameters: Tensor, gradient: Tensor, lr: float) -> None:
+def _adam(network: TensorDictBase, parameters: Tensor, gradient: Tensor, lr: float, warmup: int) -> None:
     """Kingma and Ba, *Adam*, 2015, https://arxiv.org/abs/1412.6980, algorithm 1.
 
     Of tensor operations alone: torch's fused one is refused by Inductor, its other ones ask the device for the step.
@@ -231,7 +236,8 @@ def _adam(network: TensorDictBase, parameters: Tensor, gradient: Tensor, lr: flo
     mean = network["exp_avg"].lerp_(gradient, 1 - _BETA1)
     square = network["exp_avg_sq"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
     deviation = (square / (1 - _BETA2**step)).sqrt_().add_(_EPSILON)
-    parameters.sub_(mean / deviation * (lr / (1 - _BETA1**step)))
+    rate = lr * (step / warmup).clamp(max=1) if warmup else lr
+    parameters.sub_(mean / deviation * (rate / (1 - _BETA1**step)))
 
 
 class _Layout:

@@ -44,6 +44,7 @@ _TRAINING_OPTIONS = frozenset(
         "actor_lr",
         "critic_lr",
         "max_grad_norm",
+        "actor_warmup",
         "critic_num_cells",
         "n_steps",
         "reward_size",
