@@ -78,7 +78,7 @@ class Options:
     share_params: bool = True
     """one encoder and decoder for all agents, or one per agent slot"""
 
-    total_frames: PositiveInt = 120_000
+    total_frames: PositiveInt = 409_600
     """environment frames to train for, rounded up to whole batches of them; a frame is one step of one environment,
     with all its agents"""
     frames_per_batch: NonNegativeInt = 0
