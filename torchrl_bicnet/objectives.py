@@ -32,10 +32,13 @@ def make_ddpg_loss(
     Rewards, done and terminated are read at ``("next", group, ...)``, the squared TD error is written to
     ``(group, "td_error")``, so that the losses of several groups share a batch.
 
+    Transitions of several steps, as TorchRL's :class:`~torchrl.data.MultiStep` makes them with the group's reward among
+    its ``reward_keys``, are discounted by their ``"steps_to_next_obs"``, ``(*B,)``, the same for all agents.
+
     With the modules' ``mask_key``, absent agents are left out of both losses; their rewards, NaN too, reach neither the
     target nor a metric. The target uses the mask at ``("next", ...)``: an agent that leaves the team has no value
     afterwards. A later ``loss.make_value_estimator(...)`` replaces the estimator that keeps the rewards of the absent
-    out of the metrics; the losses stay right.
+    out of the metrics and takes transitions of several steps; other losses stay right.
 
     Args:
         actor (BiCNetActor): the policy.
