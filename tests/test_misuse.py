@@ -135,6 +135,10 @@ def layers(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, **sizes, num_heads=[0, 3])
     yield from each(name, good, errors=BY_TORCH, **where)
     yield from in_forward(name, bicnet.AttentionCommunication(5, 4))
+    name = "RecurrentAttentionCommunication"
+    yield from each(name, good, in_features=[0, 2.5], out_features=[0, "4", 6], num_heads=[0, 3], cell=["transformer"])
+    yield from each(name, good, errors=BY_TORCH, **where)
+    yield from in_forward(name, bicnet.RecurrentAttentionCommunication(5, 8))
     name = "MeanCommunication"
     yield from each(name, good, **sizes)
     yield from each(name, good, errors=BY_TORCH, **where)
@@ -218,7 +222,12 @@ def learning(parts: Parts) -> Iterator[Row]:
     good = {"loss": make(actor, critic), "actor_lr": 1e-3, "critic_lr": 1e-3, "tau": 0.01}
     numbers = {key: [-1.0, NAN, None] for key in ("actor_lr", "critic_lr", "max_grad_norm")}
     yield from each(name, good, loss=[None, actor], tau=[-0.1, 1.1, NAN, None], **numbers)
-    yield from each(name, good, autocast=["bfloat16", torch.int64], compile=["yes", None])
+    yield from each(name, good, autocast=["bfloat16", torch.int64], compile=["yes", None], actor_warmup=[-1, 2.5])
+
+    name = "RewardScale"
+    yield from each(name, {"size": 0.2}, size=[0.0, -1.0, NAN, None], reward_key=[3, ("next", 3)])
+    yield from each(name, {"size": 0.2}, errors=BY_TORCH, device=["gpu"])
+    yield row(name, "tensordict", partial(bicnet.RewardScale(0.2), parts.states), "next", errors=(KeyError,))
 
     name, spec = "ExplorationNoise", actor.spec
     good = {"spec": spec, "sigma": 0.5}
