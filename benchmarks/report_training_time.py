@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 OURS, COMPILED = "ours", "ours, compiled"
 CONTENDERS = """
-Ours is `examples/train_vmas.py` with its defaults, evaluated every 6,000 frames. TorchRL's is the recipe of its
+Ours is `examples/train_vmas.py` with the defaults that it had at the commits below (60 environments, an LSTM of 64),
+evaluated every 6,000 frames. TorchRL's is the recipe of its
 `sota-implementations/multiagent/maddpg_iddpg.py` with the hyper-parameters of its YAML file, which are for VMAS
 balance: 60,000 frames, then 630 updates of 4,096, evaluated after them. BenchMARL's are its `fine_tuned/vmas` settings:
 6,000 frames, then 1,000 updates of 128, evaluated after them. Neither rival was tuned for navigation.

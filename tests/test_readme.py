@@ -145,7 +145,7 @@ def test_trainings_take_as_long_as_measured():
     assert "after {:.0f}, {:.0f} and {:.0f} seconds".format(*(run["seconds"] for run in rivals)) in speed
     frames = re.findall(r"from ([\d,]+)", pays(results["compiling"], runs))
     cold, warm = (f"{round(int(number.replace(',', '')), -3):,}" for number in frames)
-    assert f"from {cold} frames on, and from {warm} when it was compiled before" in " ".join(README.split())
+    assert f"paid from {cold} frames on, and from {warm} when it was compiled before" in " ".join(speed.split())
 
 
 def test_compiling_costs_and_gives_what_was_measured():
