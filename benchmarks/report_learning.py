@@ -37,8 +37,8 @@ that did other work beside. Numbers are interquartile means over the seeds (of f
 95% bootstrap intervals, which are too narrow for few seeds. Equal seconds are those of `bicnet` at that number of
 updates, the median of its seeds; who had ended before is marked ° and counts with its last evaluation. "share" is 0 for
 the best script without communication and 1 for the best with it, or, where the two hardly differ, 0 for random actions;
-"/ oracle" is the cost in multiples of the script's with communication. Both are of the column "test", whose start states are
-more and other ones: those of the curve may be easier or harder by some standard errors.
+"/ oracle" is the cost in multiples of the script's with communication. Both are of the column "test", with more and
+other start states: those of the curve may be easier or harder by some standard errors.
 """.strip()
 
 

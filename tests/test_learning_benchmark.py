@@ -41,6 +41,7 @@ TINY = {
     "updates_per_batch": 2,
     "batch_size": 8,
     "hidden_size": 8,
+    "actor_warmup": 0,
     "eval_episodes": 4,
     "test_episodes": 5,
     "compile": False,
@@ -320,7 +321,7 @@ class TestCommand:
         assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrent_attention-seed101.json"
 
     def test_cheap_updates_may_be_more(self):
-        assert self.parsed(Job("dispersion", "none", 100)).updates == 75_000
+        assert self.parsed(Job("dispersion", "none", 100)).updates == 45_000
         assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 15_000
 
     def test_one_team_of_a_task_is_kept(self):
@@ -498,25 +499,25 @@ class TestReport:
         return [cell.strip() for cell in row.strip("|").split("|")]
 
     def test_ours(self, results):
-        """By hand: -4 and -3 at 10 updates, -6 and -5 at 20, which are 1 and 2 s; 4/4.5 of the way from silence."""
+        """By hand: -4 and -3 at 10 updates, -6 and -5 at 20, which are 1 and 2 s; the test, -6.5, is 3/4.5 of the way."""
         cells = self.row(results, "there", "bicnet")
         assert cells[:2] == ["`bicnet`", "2"]
         assert [cell.split(" [")[0] for cell in cells[2:7]] == ["-3.500", "-3.500", "-5.500", "-5.500", "-6.500"]
         assert cells[2] == "-3.500 [-4.000, -3.000]"
-        assert cells[7:] == ["0.89", "1.100", "200", "20", "2", "9", "7", "100.0"]
+        assert cells[7:] == ["0.67", "1.300", "200", "20", "2", "9", "7", "100.0"]
 
     def test_a_cheaper_rival(self, results):
         """It ends after half a second: at equal seconds its last evaluation counts, and is marked."""
         cells = self.row(results, "there", "none")
         assert [cell.split(" [")[0] for cell in cells[2:6]] == ["-8.500", "-7.500", "-7.500", "-7.500"]
         assert [cell.endswith("°") for cell in cells[2:6]] == [False, True, False, True]
-        assert cells[7:9] == ["0.44", "1.500"]
+        assert cells[7:9] == ["0.22", "1.700"]  # of the test, -8.5
 
     def test_a_rival_that_takes_fewer_updates(self, results):
-        """A quarter of the way from -10 to -8 after 2 of 8 seconds; 4 of 9 of the way down from silence."""
+        """A quarter of the way from -10 to -8 after 2 of 8 seconds; by the test, -9, 1/9 of the way from silence."""
         cells = self.row(results, "there", "mappo")
         assert cells[1:6] == ["1", "-", "-9.750", "-", "-9.500"]
-        assert cells[7:9] == ["0.00", "1.900"]
+        assert cells[7:9] == ["0.11", "1.800"]
 
     def test_scripts_and_limits_are_told(self, results):
         text = report_learning.learning(results, (10, 20))

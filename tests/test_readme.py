@@ -10,6 +10,7 @@ import torch
 from torchrl.envs import EnvBase
 
 from benchmarks.report_training_time import pays
+from examples import train_vmas
 from tests import quick
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,16 +67,38 @@ def test_numbers_are_those_of_the_committed_results():
     assert len(runs) >= 3
     shown = [f"{run['return_after']:.2f} ± {run['standard_error_after']:.2f}" for run in runs]
     assert f"{', '.join(shown[:-1])} and {shown[-1]}" in " ".join(README.split())
-    assert (
-        f"**{runs[0]['return_after']:.2f}** after 120,000 frames, from {runs[0]['return_before']:.2f} before" in README
-    )
+    frames = f"{train_vmas.Options().total_frames:,}"
+    found = f"**{runs[0]['return_after']:.2f}** after {frames} frames, from {runs[0]['return_before']:.2f} before"
+    assert found in README
     for run in runs:
         folder = ROOT / f"benchmarks/results/navigation/seed{run['seed']}"
         returns = json.loads((folder / "test_returns.json").read_text())["after"]
         assert len(returns) == run["episodes"] == 1000
-        assert run["frames"] == 120_000
+        assert run["frames"] == train_vmas.Options().total_frames
         assert run["return_after"] == pytest.approx(sum(returns) / 1000, abs=6e-4)
         assert run["return_after"] >= 3.9
+
+
+def test_what_communication_is_worth_is_what_was_measured():
+    folder = ROOT / "benchmarks/results/learning"
+    told = json.loads((folder / "references.json").read_text())["tasks"]["hidden_goals_4"]
+    runs = {
+        name: [json.loads(file.read_text()) for file in folder.glob(f"runs/hidden_goals_4/{name}-seed*.json")]
+        for name in ("bicnet", "none_id", "maddpg", "mappo", "attention_id")
+    }
+    returns = {name: statistics.mean(run["test"]["after"][0] for run in each) for name, each in runs.items()}
+    text = " ".join(README.split())
+    assert f"can return more than {told['limits']['without_communication']:.1f}, a derived limit" in text
+    assert f"told all goals gets {told['policies']['with_communication']['mean']:.1f}." in text
+    seconds = statistics.median(run["curve"][-1][2] for run in runs["bicnet"])
+    assert f"returns **{returns['bicnet']:.1f}** after {seconds:.0f} seconds on one core" in text
+    shown = [
+        "{none_id:.1f} (with an agent id) and {maddpg:.1f} (MADDPG)",
+        "nets {mappo:.1f},",
+        "without, {attention_id:.1f}:",
+    ]
+    for part in shown:
+        assert part.format(**returns) in text
 
 
 def rates(cell):

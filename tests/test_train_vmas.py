@@ -482,7 +482,8 @@ class TestStopAndResume:
                         metrics[what] = metrics[what] * torch.nan
                     else:
                         weight = ("module", "net", "decoder", "0", "weight")
-                        self.loss.actor_network_params[weight].data[0, 0] = torch.inf
+                        for networks in (self.loss.actor_network_params, self.loss.target_actor_network_params):
+                            networks[weight].data[0, 0] = torch.inf  # as an update passes it on
                 return metrics
 
         monkeypatch.setattr(train_vmas, "UpdateStep", Update)

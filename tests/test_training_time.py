@@ -174,6 +174,6 @@ def test_quick_measures_ours(tmp_path, monkeypatch):
     main(Options(quick=True))
     results = json.loads((tmp_path / "runs" / "training-time-quick" / "cpu.json").read_text())
     [run] = results["runs"]
-    assert run["reached"]["frames"] == 600
-    assert [row["frames"] for row in run["evaluations"]] == [0, 600]
+    assert run["reached"]["frames"] == 5120  # a batch of the defaults
+    assert [row["frames"] for row in run["evaluations"]] == [0, 5120]
     assert 1 < run["evaluations"][0]["seconds"] < run["reached"]["seconds"]
