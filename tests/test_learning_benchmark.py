@@ -499,7 +499,7 @@ class TestReport:
         return [cell.strip() for cell in row.strip("|").split("|")]
 
     def test_ours(self, results):
-        """By hand: -4 and -3 at 10 updates, -6 and -5 at 20, which are 1 and 2 s; the test, -6.5, is 3/4.5 of the way."""
+        """By hand: -4 and -3 at 10 updates, -6 and -5 at 20, which are 1 and 2 s; the test, -6.5, is 3/4.5 up."""
         cells = self.row(results, "there", "bicnet")
         assert cells[:2] == ["`bicnet`", "2"]
         assert [cell.split(" [")[0] for cell in cells[2:7]] == ["-3.500", "-3.500", "-5.500", "-5.500", "-6.500"]

@@ -99,6 +99,7 @@ def test_what_communication_is_worth_is_what_was_measured():
     ]
     for part in shown:
         assert part.format(**returns) in text
+    assert ("one seed each so far" in text) == all(len(each) == 1 for each in runs.values())
 
 
 def rates(cell):
