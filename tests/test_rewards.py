@@ -13,7 +13,7 @@ def batch(*rewards):
 
 def test_rewards_get_the_size_asked_for_over_all_that_was_collected():
     scale = RewardScale(0.5)
-    for collected in (torch.tensor([3.0, 4.0]), torch.tensor([[0.0], [5.0]])):
+    for collected in (torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 5.0]])):
         scale.update(collected)
     # (9 + 16 + 0 + 25) / 4 = 12.5
     assert scale.factor.item() == pytest.approx(0.5 / 12.5**0.5)
