@@ -27,6 +27,7 @@ from benchmarks.learning_statistics import (
 
 BUDGETS = (5_000, 15_000)  # updates
 OURS = "bicnet"
+FIRST = "hidden_goals_4"  # on the README's first screen
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """
 Each run is one process with one thread. Scores are of the policy without exploration: during training over 200 episodes
@@ -248,15 +249,18 @@ def provenances(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
 
 
 def draw_learning(results: dict[str, Any]) -> dict[str, Figure]:
-    """File name to picture: a panel per task, scores over updates and over seconds."""
+    """File name to picture: a panel per task, scores over updates and over seconds; the README's task alone."""
     runs, references = results["runs"], results["references"]
     if not runs:
         return {}
     names = in_order({name for groups in runs.values() for name in groups})
-    return {
+    pictures = {
         "updates.png": draw_curves(runs, references, names, UPDATES, "updates"),
         "seconds.png": draw_curves(runs, references, names, SECONDS, "seconds of collecting and updates"),
     }
+    if FIRST in runs:
+        pictures[f"{FIRST}.png"] = draw_curves({FIRST: runs[FIRST]}, references, names, SECONDS, "seconds")
+    return pictures
 
 
 def draw_curves(
