@@ -20,6 +20,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.algorithms import ALGORITHMS
+from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,9 +42,9 @@ class Options:
     equal_seconds: bool = True
     """algorithms with cheaper updates get more of them, by the factors of benchmarks/algorithms.py, so that curves can
     be compared at equal seconds"""
-    recipe: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """options of examples/train_vmas.py for all runs, names and values separated by spaces, such as `n_steps 1`; give
-    another --output with it"""
+    recipe: dict[str, Value] = field(default_factory=dict)
+    """options of examples/train_vmas.py for all runs, names and values separated by spaces, such as `n_steps 1
+    critic_num_cells "(128,)"`; give another --output with it"""
     jobs: int = 1
     """processes at a time, each with one thread"""
     max_minutes: float = float("inf")

@@ -7,6 +7,7 @@ is told apart by the first batch of frames, which waits for it, and given by the
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -47,6 +48,26 @@ CHANNELS = {
 EVALUATIONS = 50  # on a curve
 
 
+def literal(text: str) -> Any:
+    """The value of a Python literal, such as `1e-3`, `False` or `(64,)`, or the text if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+Value = Annotated[
+    Any,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="VALUE",
+        instance_from_str=lambda arguments: literal(arguments[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
 @dataclass
 class Options:
     task: str
@@ -59,8 +80,9 @@ class Options:
     """the JSON file to write, once the run is done"""
     updates: int = 15_000
     """gradient updates, rounded up so that the last evaluation comes after the last of them"""
-    recipe: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """options of examples/train_vmas.py for this run, names and values separated by spaces, over the algorithm's own"""
+    recipe: dict[str, Value] = field(default_factory=dict)
+    """options of examples/train_vmas.py for this run, names and values separated by spaces, over the algorithm's own;
+    values are Python's, such as `num_cells "(64,)"`"""
     run_folder: Path | None = None
     """where the run is while it goes on; what is there is removed. Default: a temporary one"""
     team: Path | None = None

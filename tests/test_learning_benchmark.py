@@ -310,14 +310,16 @@ class TestCommand:
 
     def test_a_run_is_understood(self):
         job = Job("dispersion", "recurrent_attention", 101)
-        found = self.parsed(job, recipe={"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv"})
+        found = self.parsed(
+            job, recipe={"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
+        )
         assert (found.task, found.algorithm, found.seed, found.updates) == (
             "dispersion",
             "recurrent_attention",
             101,
             15_000,
         )
-        assert found.recipe == {"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv"}
+        assert found.recipe == {"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
         assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrent_attention-seed101.json"
 
     def test_cheap_updates_may_be_more(self):

@@ -12,7 +12,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import DDPGLoss, SoftUpdate
 
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, UpdateStep, make_ddpg_loss
-from torchrl_bicnet.update import ALIGNMENT
+from torchrl_bicnet.flat_parameters import ALIGNMENT
 
 OPTIONS = {"actor_lr": 1e-2, "critic_lr": 3e-2, "tau": 0.1, "max_grad_norm": 0.5}
 SMALL = {"hidden_size": 8, "num_cells": (12,)}
