@@ -201,10 +201,11 @@ class Learner:
         return actor, critic
 
 
-def train(options: Options, run: Run, learner_class: type[Learner] = Learner) -> None:
-    """Train from the start, or from the checkpoint that the run is resumed from."""
-    torch.manual_seed(options.seed)
-    # Environments, each with a random stream of its own: evaluating one does not disturb training in another
+def make_envs(options: Options) -> tuple[EnvBase, EnvBase, EnvBase]:
+    """The environments of training, of evaluations and of the test.
+
+    Each has a random stream of its own: evaluating one does not disturb training in another.
+    """
     make_env = partial(
         make_vmas_env,
         options.scenario,
@@ -213,11 +214,19 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         pad=options.pad,
         **options.scenario_options,
     )
+    return (
+        make_env(options.num_envs, seed=options.seed, compile=options.compile),
+        make_env(options.eval_episodes, seed=EVAL_SEED),
+        make_env(options.test_episodes, seed=TEST_SEED),
+    )
+
+
+def train(options: Options, run: Run, learner_class: type[Learner] = Learner) -> None:
+    """Train from the start, or from the checkpoint that the run is resumed from."""
+    torch.manual_seed(options.seed)
     if options.compile:
         print(f"Compiling the step of {options.scenario} and the update", file=sys.stderr)
-    env = make_env(options.num_envs, seed=options.seed, compile=options.compile)
-    eval_env = make_env(options.eval_episodes, seed=EVAL_SEED)
-    test_env = make_env(options.test_episodes, seed=TEST_SEED)
+    env, eval_env, test_env = make_envs(options)
 
     # Actors, critics and what they learn with
     learners = {group: learner_class(env, group, options) for group in env.group_map}

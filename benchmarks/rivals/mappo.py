@@ -20,8 +20,8 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.objectives import ClipPPOLoss
 
-from examples.train_vmas import Options
-from torchrl_bicnet import BiCNet, BiCNetActor, RewardScale, Run, evaluate, make_vmas_env
+from examples.train_vmas import Options, make_envs
+from torchrl_bicnet import BiCNet, BiCNetActor, RewardScale, Run, evaluate
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED
 from torchrl_bicnet.specs import agent_spec
@@ -128,17 +128,7 @@ class _Scale(nn.Module):
 def train(options: Options, run: Run) -> None:
     """As `examples/train_vmas.py` trains, with its options; of these replay, noise and targets mean nothing here."""
     torch.manual_seed(options.seed)
-    make_env = partial(
-        make_vmas_env,
-        options.scenario,
-        max_steps=options.max_steps,
-        device=options.device,
-        pad=options.pad,
-        **options.scenario_options,
-    )
-    env = make_env(options.num_envs, seed=options.seed, compile=options.compile)
-    eval_env = make_env(options.eval_episodes, seed=EVAL_SEED)
-    test_env = make_env(options.test_episodes, seed=TEST_SEED)
+    env, eval_env, test_env = make_envs(options)
     learners = {group: MAPPOLearner(env, group, options) for group in env.group_map}
     actors = TensorDictSequential(*(learner.actor for learner in learners.values()))
     run_evaluation = partial(evaluate, eval_env, actors, max_steps=options.max_steps, seed=EVAL_SEED)
