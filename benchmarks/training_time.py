@@ -200,10 +200,10 @@ def reached(evaluations: Sequence[Evaluation], target: float) -> Evaluation | No
 
 
 def read_rows(file: Path) -> list[tuple[int, float]]:
-    """Frames and return of each whole line of a CSV file that another process appends to; none if it is not there."""
+    """The first two columns, frames and return, of each whole line of a CSV file that another process appends to."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     rows = [line.split(",") for line in lines if line.endswith("\n")]
-    return [(int(frames), float(value)) for frames, value in rows]
+    return [(int(frames), float(value)) for frames, value, *_ in rows]
 
 
 def stop(process: subprocess.Popen[Any]) -> None:

@@ -1,4 +1,4 @@
-"""BenchMARL's MADDPG or IDDPG with its VMAS settings on navigation, evaluated after each of its iterations.
+"""BenchMARL's MADDPG or IDDPG with its VMAS settings on a VMAS task, evaluated after each of its iterations.
 
 Run by the Python of an environment of its own: BenchMARL needs an older TorchRL than this package. What it installs
 beyond this (torchvision, av, loggers) is not used here:
@@ -11,7 +11,10 @@ beyond this (torchvision, av, loggers) is not used here:
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 from benchmarl.algorithms import IddpgConfig, MaddpgConfig
 from benchmarl.environments import VmasTask
@@ -26,7 +29,6 @@ ALGORITHMS = {"maddpg": MaddpgConfig, "iddpg": IddpgConfig}
 VMAS_SETTINGS = {
     "gamma": 0.9,
     "exploration_anneal_frames": 1_000_000,
-    "max_n_frames": 10_000_000,
     "off_policy_collected_frames_per_batch": 6000,
     "off_policy_n_envs_per_worker": 60,
     "off_policy_n_optimizer_steps": 1000,
@@ -37,45 +39,64 @@ QUIET = {"evaluation": False, "render": False, "loggers": [], "create_json": Fal
 
 
 class Evaluations(Callback):
-    """Appends a row of frames and return to a CSV file before training and after each iteration."""
+    """Appends a row to a CSV file before training and after each iteration, and one of a test at the end.
 
-    def __init__(self, file: Path, *, max_steps: int, episodes: int, seed: int) -> None:
+    Frames, return, its standard error, and the CPU seconds until then, without those of evaluations.
+    """
+
+    def __init__(self, options: argparse.Namespace, scenario_options: dict[str, Any]) -> None:
         super().__init__()
-        self.file, self.max_steps, self.episodes, self.seed = file, max_steps, episodes, seed
+        self.options, self.scenario_options = options, scenario_options
+        self.seconds_of_evaluations = 0.0
 
     def on_setup(self) -> None:
-        self.env = VmasEnv("navigation", num_envs=self.episodes, continuous_actions=True, seed=self.seed)
-        self._evaluate(0)
+        self.env = self._make_env(self.options.evaluation_episodes)
+        self.seconds_before = time.process_time()
+        self._evaluate()
 
     def on_train_end(self, training_td: object, group: str) -> None:
-        self._evaluate(self.experiment.total_frames)
+        self._evaluate()
 
-    def _evaluate(self, frames: int) -> None:
-        value = first_episode_return(self.env, self.experiment.policy, max_steps=self.max_steps, seed=self.seed)
-        with self.file.open("a") as file:
-            file.write(f"{frames},{value}\n")
+    def test(self) -> None:
+        self.env = self._make_env(self.options.test_episodes)
+        self.options.evaluation_seed = self.options.test_seed
+        self._evaluate()
+
+    def _make_env(self, episodes: int) -> VmasEnv:
+        return VmasEnv(self.options.task, num_envs=episodes, seed=0, **self.scenario_options)
+
+    def _evaluate(self) -> None:
+        start = time.process_time()
+        mean, error = first_episode_return(
+            self.env, self.experiment.policy, max_steps=self.options.max_steps, seed=self.options.evaluation_seed
+        )
+        seconds = round(start - self.seconds_before - self.seconds_of_evaluations, 2)
+        with self.options.evaluations.open("a") as file:
+            file.write(f"{self.experiment.total_frames},{mean},{error},{seconds}\n")
+        self.seconds_of_evaluations += time.process_time() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithm", choices=ALGORITHMS, required=True)
+    parser.add_argument("--task", default="navigation", help="VMAS scenario that BenchMARL has")
+    parser.add_argument("--task-options", type=json.loads, default={}, help="of the scenario, as JSON")
+    parser.add_argument("--frames", type=int, default=10_000_000, help="when to stop")
     parser.add_argument("--evaluations", type=Path, required=True, help="CSV file to write, in a folder for all else")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--evaluation-episodes", type=int, required=True)
     parser.add_argument("--evaluation-seed", type=int, required=True)
+    parser.add_argument("--test-episodes", type=int, default=0, help="of a test at the end, if any")
+    parser.add_argument("--test-seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, required=True, help="time limit of an episode")
     options = parser.parse_args()
-    task = VmasTask.NAVIGATION.get_from_yaml()
-    task.config = {"max_steps": options.max_steps}  # the scenario's own defaults otherwise
+    task = VmasTask[options.task.upper()].get_from_yaml()
+    task.config = {"max_steps": options.max_steps, **options.task_options}  # the scenario's own defaults otherwise
     config = ExperimentConfig.get_from_yaml()
-    for name, value in (VMAS_SETTINGS | QUIET | {"save_folder": str(options.evaluations.parent)}).items():
+    settings = VMAS_SETTINGS | QUIET | {"max_n_frames": options.frames, "save_folder": str(options.evaluations.parent)}
+    for name, value in settings.items():
         setattr(config, name, value)
-    evaluations = Evaluations(
-        options.evaluations,
-        max_steps=options.max_steps,
-        episodes=options.evaluation_episodes,
-        seed=options.evaluation_seed,
-    )
+    evaluations = Evaluations(options, options.task_options)
     Experiment(
         task=task,
         algorithm_config=ALGORITHMS[options.algorithm].get_from_yaml(),
@@ -85,6 +106,8 @@ def main() -> None:
         config=config,
         callbacks=[evaluations],
     ).run()
+    if options.test_episodes:
+        evaluations.test()
 
 
 if __name__ == "__main__":

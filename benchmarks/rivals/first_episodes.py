@@ -13,8 +13,10 @@ from vmas.simulator.environment import Environment
 
 def first_episode_return(
     env: VmasEnv, policy: Callable[[TensorDictBase], TensorDictBase], *, max_steps: int, seed: int
-) -> float:
+) -> tuple[float, float]:
     """Mean over agents and environments of the undiscounted return of each environment's first episode.
+
+    And its standard error, of the environments' means over agents.
 
     The policy acts without exploration. VMAS's one random stream, which training shares, and torch's generator are
     afterwards as they were. The environment must have one group, ``"agents"``.
@@ -35,4 +37,5 @@ def first_episode_return(
                 td = step_mdp(td)
     finally:
         Environment.vmas_random_state[:] = vmas_streams
-    return returns.mean().item()
+    of_episodes = returns.mean(-1)
+    return of_episodes.mean().item(), of_episodes.std().item() / len(of_episodes) ** 0.5
