@@ -52,27 +52,27 @@ class Evaluations(Callback):
     def on_setup(self) -> None:
         self.env = self._make_env(self.options.evaluation_episodes)
         self.seconds_before = time.process_time()
-        self._evaluate()
+        self._evaluate(0)
 
     def on_train_end(self, training_td: object, group: str) -> None:
-        self._evaluate()
+        self._evaluate(self.experiment.total_frames)
 
     def test(self) -> None:
         self.env = self._make_env(self.options.test_episodes)
         self.options.evaluation_seed = self.options.test_seed
-        self._evaluate()
+        self._evaluate(self.experiment.total_frames)
 
     def _make_env(self, episodes: int) -> VmasEnv:
         return VmasEnv(self.options.task, num_envs=episodes, seed=0, **self.scenario_options)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, frames: int) -> None:
         start = time.process_time()
         mean, error = first_episode_return(
             self.env, self.experiment.policy, max_steps=self.options.max_steps, seed=self.options.evaluation_seed
         )
         seconds = round(start - self.seconds_before - self.seconds_of_evaluations, 2)
         with self.options.evaluations.open("a") as file:
-            file.write(f"{self.experiment.total_frames},{mean},{error},{seconds}\n")
+            file.write(f"{frames},{mean},{error},{seconds}\n")
         self.seconds_of_evaluations += time.process_time() - start
 
 
