@@ -33,8 +33,10 @@ class Algorithm:
     communicates: bool = True
 
 
+OURS = "bicnet"
+
 ALGORITHMS = {
-    "bicnet": Algorithm("BiCNet, a recurrence (GRU) over the agents: the defaults of `examples/train_vmas.py`"),
+    OURS: Algorithm("BiCNet, a recurrence (GRU) over the agents: the defaults of `examples/train_vmas.py`"),
     "recurrent_attention": Algorithm(
         "the recurrence and attention over what it tells, joined", {"communication": "recurrent_attention"}
     ),

@@ -1,5 +1,7 @@
 """The learning benchmark: a grid of tasks, algorithms and seeds, each run a process and a small JSON file.
 
+It is started from the root of the repository, as `python -m benchmarks.learning`.
+
 A run whose file is there is not repeated, so a stopped grid goes on where it stopped; one that was cut off starts
 again. A run that fails is reported at the end, with its last lines, and does not stop the others. `python -m
 benchmarks.report` makes tables and pictures of the files.
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.algorithms import ALGORITHMS
+from benchmarks.algorithms import ALGORITHMS, OURS
 from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
 
@@ -87,7 +89,7 @@ def main(options: Options) -> int:
     """Run what is missing; returns the number of runs that failed."""
     if options.quick:
         options = replace(options, **QUICK)
-    jobs = [Job(*job) for job in missing(options)]
+    jobs = missing(options)
     print(f"{len(jobs)} runs to do", file=sys.stderr)
     failures = run_all(jobs, options)
     left = sum(not job.file(options).exists() for job in jobs) - len(failures)
@@ -99,14 +101,14 @@ def main(options: Options) -> int:
     return len(failures)
 
 
-def missing(options: Options) -> list[tuple[str, str, int]]:
-    """Task, algorithm and seed of every run that has no file, in the order in which they are to run."""
+def missing(options: Options) -> list[Job]:
+    """Every run that has no file, in the order in which they are to run."""
     for name, given, known in (("tasks", options.tasks, SUITE), ("algorithms", options.algorithms, ALGORITHMS)):
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"--{name} must be of {', '.join(known)}, found {', '.join(unknown)}.")
     grid = itertools.product(options.seeds, options.tasks, options.algorithms)
-    jobs = [(task, algorithm, seed) for seed, task, algorithm in grid]
-    return [job for job in jobs if not Job(*job).file(options).exists()]
+    jobs = [Job(task, algorithm, seed) for seed, task, algorithm in grid]
+    return [job for job in jobs if not job.file(options).exists()]
 
 
 def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
@@ -146,7 +148,7 @@ def start(job: Job, options: Options) -> tuple[subprocess.Popen[bytes], Path]:
     log = options.run_folders / f"{job}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             command_of(job, options), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
@@ -157,7 +159,8 @@ def command_of(job: Job, options: Options) -> list[str]:
     factor = ALGORITHMS[job.algorithm].budget if options.equal_seconds else 1.0
     command = [
         sys.executable,
-        ROOT / "benchmarks" / "learning_run.py",
+        "-m",
+        "benchmarks.learning_run",
         "--task",
         job.task,
         "--algorithm",
@@ -167,7 +170,7 @@ def command_of(job: Job, options: Options) -> list[str]:
     command += ["--output", job.file(options).absolute(), "--run-folder", options.run_folders.absolute() / str(job)]
     if options.recipe:
         command += ["--recipe", *itertools.chain(*options.recipe.items())]
-    if job.algorithm == next(iter(ALGORITHMS)) and job.seed == min(options.seeds):
+    if job.algorithm == OURS and job.seed == min(options.seeds):
         command += ["--team", (options.output / "teams" / job.task).absolute()]
     return [*map(str, command)]
 

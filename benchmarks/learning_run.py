@@ -35,6 +35,7 @@ from torchrl_bicnet import Checkpoints, Run, make_vmas_env
 from torchrl_bicnet.analysis import Channel, channel_value, order_sensitivity
 from torchrl_bicnet.evaluation import Evaluation, mean_and_stderr
 from torchrl_bicnet.runs import TEST_SEED, validated
+from torchrl_bicnet.runs.files import write_atomically
 from torchrl_bicnet.runs.provenance import command_line, provenance
 
 CHANNELS = {
@@ -95,10 +96,11 @@ def main(options: Options) -> None:
     for name, known in ((options.task, SUITE), (options.algorithm, ALGORITHMS)):
         if name not in known:
             raise ValueError(f"There is no {name!r}, only {', '.join(known)}.")
-    start = time.perf_counter()
     task, algorithm = SUITE[options.task], ALGORITHMS[options.algorithm]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.run_folder or Path(temporary, "run")
+        if folder.exists() and not (folder / "run.json").exists():
+            raise ValueError(f"--run-folder must be new or an earlier run's, found other files in {folder}.")
         shutil.rmtree(folder, ignore_errors=True)
         chosen = train_options(task, algorithm, options)
         run = TimedRun(folder, asdict(chosen), task)
@@ -114,7 +116,6 @@ def main(options: Options) -> None:
             "options": differing(chosen),
             "parameters": run.n_parameters,
             **run.summary(chosen),
-            "total_wall_seconds": round(time.perf_counter() - start, 1),
         }
         if algorithm.communicates and options.analysis_episodes:
             result["analysis"] = analyse(run, chosen, options.analysis_episodes)
@@ -219,13 +220,7 @@ class TimedRun(Run):
             "milliseconds_per_update": round(1000 * curve[-1][2] / curve[-1][1], 3),
             "test": {when: [round(number, 4) for number in score] for when, score in self.scores.items()},
             "test_episodes": options.test_episodes,
-            "rates": self.rates(),
         }
-
-    def rates(self) -> dict[str, float]:
-        """What the scenario reports beside the return, in the last evaluation."""
-        names = ("success_rate", "collision_rate")
-        return {name: round(self.metrics[name][-1][1], 4) for name in names if name in self.metrics}
 
 
 def first_batch_excess(ends: Sequence[float]) -> float:
@@ -241,37 +236,45 @@ def differing(options: train_vmas.Options) -> dict[str, Any]:
 
 
 def analyse(run: TimedRun, options: train_vmas.Options, episodes: int) -> dict[str, Any]:
-    """What the order of the agents does to the trained team, and what its messages are worth to it."""
+    """What the order of the agents does to the trained team, and what its messages are worth to it.
+
+    Differences to its own score and their standard errors.
+    """
     env = make_vmas_env(
         options.scenario, episodes, seed=0, max_steps=options.max_steps, pad=options.pad, **options.scenario_options
     )  # evaluations seed it
     policy = TensorDictSequential(*run.actors.values())
     setting = {"max_steps": options.max_steps, "seed": TEST_SEED}
     found: dict[str, Any] = {"episodes": episodes}
+
+    def reported(mean: float, error: float) -> list[float]:
+        return [round(run.factor * number, 4) for number in (mean, error)]
+
     if len(run.actors) == 1:  # of a team
-        sensitivity = order_sensitivity(env, policy, **setting)
-        returns = sensitivity.returns()
+        returns = order_sensitivity(env, policy, **setting).returns()
         # An order drawn for each episode returns, on average, the mean over the orders.
-        others, error = mean_and_stderr((returns[1:].mean(0) - returns[0]).unsqueeze(-1))
-        summary = sensitivity.summary() | {"another_order_difference": others, "another_order_difference_stderr": error}
-        found["order"] = {"orders": len(returns), **{name: round(value, 4) for name, value in summary.items()}}
+        found["orders"] = len(returns)
+        found["another_order"] = reported(*mean_and_stderr((returns[1:].mean(0) - returns[0]).unsqueeze(-1)))
     differences = channel_value(env, policy, CHANNELS, **setting).differences()
     keys = ("evaluation_return_difference", "evaluation_return_difference_stderr")
     found["channel"] = {
-        label: [round(statistics.mean(v for k, v in each.items() if k.endswith(key)), 4) for key in keys]
+        label: reported(*(statistics.mean(v for k, v in each.items() if k.endswith(key)) for key in keys))
         for label, each in differences.items()
     }
     return found
 
 
 def keep_team(run: TimedRun, folder: Path) -> None:
-    """The run's options and its actors, whole or not at all."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """The run's options and its actors, instead of an earlier run's, whole or not at all."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     about = json.loads((run.folder / "run.json").read_text())
     about["options"]["run_folder"] = None
     actors: dict[str, nn.Module] = {f"{group}.actor": actor for group, actor in run.actors.items()}
-    Checkpoints(folder / "checkpoints", actors).save(run.total_frames)
-    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    Checkpoints(part / "checkpoints", actors).save(run.total_frames)
+    (part / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def write(file: Path, result: dict[str, Any]) -> None:
@@ -279,9 +282,7 @@ def write(file: Path, result: dict[str, Any]) -> None:
     text = json.dumps(result, indent=1, allow_nan=False)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text + "\n")
-    part.replace(file)
+    write_atomically(file, text + "\n")
 
 
 if __name__ == "__main__":

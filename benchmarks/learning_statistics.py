@@ -74,8 +74,6 @@ def probability_of_improvement(strata: Sequence[tuple[Sequence[float], Sequence[
     value = float(statistic(*samples))
     if any(len(scores) < 2 for scores in samples):
         return Estimate(value, np.nan, np.nan)
-    if _always_ordered(samples):  # no resample differs
-        return Estimate(value, value, value)
     interval = bootstrap(
         samples, statistic, n_resamples=2000, batch=100, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
@@ -86,12 +84,6 @@ def _share_above(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """``(*B, m), (*B, n) -> (*B)``."""
     difference = first[..., :, None] - second[..., None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean((-1, -2))
-
-
-def _always_ordered(samples: Sequence[np.ndarray]) -> bool:
-    return all(
-        first.min() > second.max() or first.max() < second.min() for first, second in zip(samples[::2], samples[1::2])
-    )
 
 
 def curve_over(runs: Sequence[Run], column: int, points: int = 100) -> tuple[np.ndarray, np.ndarray]:

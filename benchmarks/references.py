@@ -47,8 +47,12 @@ def main(options: Options) -> None:
     if options.table:
         print(table(json.loads(options.output.read_text())))
         return
-    command = command_line(__file__).replace("benchmarks/references.py", "-m benchmarks.references")
-    about = {"command": command, "seed": options.seed, **provenance()}
+    if unknown := [name for name in options.tasks if name not in SUITE]:
+        raise ValueError(f"--tasks must be of {', '.join(SUITE)}, found {', '.join(unknown)}.")
+    there = json.loads(options.output.read_text())["tasks"] if options.output.exists() else {}
+    if lost := [name for name in there if name not in options.tasks]:
+        raise ValueError(f"--output would lose the results of {', '.join(lost)}: give another file.")
+    about = {"command": command_line(__file__), "seed": options.seed, **provenance()}
     results: dict[str, Any] = {"about": about, "tasks": {}}
     for name in tqdm(options.tasks, unit="task"):
         task = SUITE[name]

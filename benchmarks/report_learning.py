@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.algorithms import OURS
 from benchmarks.learning_statistics import (
     FRAMES,
     SECONDS,
@@ -24,31 +25,44 @@ from benchmarks.learning_statistics import (
     reached,
     seconds_for,
 )
+from benchmarks.suite import SUITE
 
 BUDGETS = (5_000, 15_000)  # updates
-OURS = "bicnet"
 FIRST = "hidden_goals_4"  # on the README's first screen
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """
-Each run is one process with one thread. Scores are of the policy without exploration: during training over 200 episodes
-from the same start states each time (between two evaluations in proportion), in the column "test" after the last update
-over 1000 start states used for nothing else. Seconds are CPU seconds of collecting and of updates: what they take on a
-core of their own. Compiling, once per run, and evaluations are not among them; "wall" is by the clock, on a machine
-that did other work beside. Numbers are interquartile means over the seeds (of fewer than four their mean), in brackets
-95% bootstrap intervals, which are too narrow for few seeds. Equal seconds are those of `bicnet` at that number of
-updates, the median of its seeds; who had ended before is marked ° and counts with its last evaluation. "share" is 0 for
-the best script without communication and 1 for the best with it, or, where the two hardly differ, 0 for random actions;
-"/ oracle" is the cost in multiples of the script's with communication. Both are of the column "test", with more and
-other start states: those of the curve may be easier or harder by some standard errors.
+Each run is one process with one thread. Scores are of the policy without exploration. Numbers are interquartile means
+over the seeds (of fewer than four their mean), in brackets 95% bootstrap intervals, which are too narrow for few seeds.
+
+- "updates": the score after so many gradient updates, from evaluations of 200 episodes with the same start states each
+  time; between two evaluations in proportion.
+- "in equal seconds": the score when `bicnet` had taken that number of updates, by the median of its seeds. ° the run
+  had ended earlier; its last score is used.
+- "test": after the last update, over 1000 start states used for nothing else. "share" and "/ oracle" are of it: start
+  states of the curve may be easier or harder by some standard errors.
+- "share": 0 for the best script without communication and 1 for the best with it; where the two hardly differ, 0 for
+  random actions. "/ oracle": the cost in multiples of the cost of the script with communication.
+- "seconds": CPU seconds of collecting and of updates. Compiling the update, once per run, and evaluations are not among
+  them. "wall" is the same by the clock, on a machine that did other work beside.
+- "parameters": of all actors and of all critics.
 """.strip()
 
 
 def read_learning(folder: Path) -> dict[str, Any]:
-    """All that the section is made from: the runs by task and algorithm, as they are on disk, and the references."""
+    """All that the section is made from: the runs by task and algorithm, as they are on disk, and the references.
+
+    Raises:
+        ValueError: if runs of an algorithm on a task have options that differ beyond the seed.
+    """
     runs: dict[str, dict[str, list[Run]]] = {}
     for file in sorted(folder.glob("runs/*/*.json")):
         run = json.loads(file.read_text())
-        runs.setdefault(run["task"], {}).setdefault(run["algorithm"], []).append(run)
+        group = runs.setdefault(run["task"], {}).setdefault(run["algorithm"], [])
+        first = (group or [run])[0]["options"]
+        differing = {name for name in first | run["options"] if first.get(name) != run["options"].get(name)} - {"seed"}
+        if differing:
+            raise ValueError(f"{file} is of other options than the runs beside it: {', '.join(sorted(differing))}.")
+        group.append(run)
     references = folder / "references.json"
     return {"runs": runs, "references": json.loads(references.read_text())["tasks"] if references.exists() else {}}
 
@@ -84,11 +98,23 @@ def task_table(
     task: str, groups: dict[str, list[Run]], references: dict[str, Any], budgets: tuple[int, int]
 ) -> list[str]:
     first = next(iter(groups.values()))[0]
-    policies = {name: policy["mean"] for name, policy in references.get("policies", {}).items()}
+    scripts = references.get("policies", {})
+    policies = {name: policy["mean"] for name, policy in scripts.items()}
     head = ["algorithm", "seeds"]
     for updates in budgets:
         head += [f"{updates:,} updates", "in equal seconds"]
-    head += ["test", "share", "/ oracle", "frames", "updates", "seconds", "wall", "compiling", "ms / update"]
+    head += [
+        "test",
+        "share",
+        "/ oracle",
+        "frames",
+        "updates",
+        "seconds",
+        "wall",
+        "compiling",
+        "ms / update",
+        "parameters",
+    ]
     scenario = first["options"]["scenario"]
     chosen = ", ".join(f"{name} {value}" for name, value in first["options"]["scenario_options"].items())
     lines = [f"### {task}", ""]
@@ -96,11 +122,14 @@ def task_table(
         f"{scenario}{f' ({chosen})' if chosen else ''}, {first['options']['max_steps']} steps: {first['reported']}."
     )
     if policies:
-        shown = [f"{name} {number(mean)}" for name, mean in policies.items()]
-        lines.append(f"Scripts: {', '.join(shown).replace('_', ' ')}.")
+        shown = [
+            f"{name} {number(policy['mean'])} ± {policy['standard_error']:.2g}" for name, policy in scripts.items()
+        ]
+        lines.append(f"Scripts, over {next(iter(scripts.values()))['episodes']:,} episodes: ")
+        lines.append(f"{', '.join(shown).replace('_', ' ')}.")
     if limits := references.get("limits"):
         shown = [f"{name} {number(most)}" for name, most in limits.items()]
-        lines.append(f"No policy exceeds: {', '.join(shown).replace('_', ' ')}.")
+        lines.append(f"Over all start states no policy's mean exceeds: {', '.join(shown).replace('_', ' ')}.")
     lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     seconds = [seconds_for(groups.get(OURS, []), updates) for updates in budgets]
     for name in in_order(groups):
@@ -114,8 +143,16 @@ def task_table(
         cells += [middle([run["curve"][-1][column] for run in group]) for column in (FRAMES, UPDATES, SECONDS)]
         cells += [middle([run[name] for run in group]) for name in ("training_wall_seconds", "compiling_seconds")]
         cells.append(middle([run["milliseconds_per_update"] for run in group], ".1f"))
+        cells.append(parameters(group[0]))
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def parameters(run: Run) -> str:
+    found = [
+        sum(n for name, n in run.get("parameters", {}).items() if name.endswith(part)) for part in (".actor", ".critic")
+    ]
+    return " + ".join(f"{n:,}" for n in found) if any(found) else "-"
 
 
 def equal_seconds(group: Sequence[Run], seconds: float) -> str:
@@ -162,30 +199,40 @@ def improvements(runs: dict[str, dict[str, list[Run]]], budgets: tuple[int, int]
     if not rivals:
         return []
     tasks = [task for task, groups in runs.items() if OURS in groups]
+    kinds = {"need communication": [task for task in tasks if task in SUITE and SUITE[task].needs_communication]}
+    kinds["all"] = tasks
     lines = [
         f"### Probability that `{OURS}` is above a rival",
         "",
-        f"Of pairs of runs, at {budgets[-1]:,} updates / at equal seconds; ½ is a draw.",
+        f"Of pairs of runs, at {budgets[-1]:,} updates / at equal seconds; ½ is a draw. In the last columns the mean",
+        "over the tasks that the rival was run on, with their number.",
         "",
-        f"| rival | {' | '.join(tasks)} | all, equal updates | all, equal seconds |",
-        f"|---|{'--:|' * (len(tasks) + 2)}",
+        f"| rival | {' | '.join(tasks)} | {' | '.join(kinds)} |",
+        f"|---|{'--:|' * (len(tasks) + len(kinds))}",
     ]
     for rival in rivals:
-        pairs: list[list[tuple[list[float], list[float]]]] = []  # by task, then updates and seconds
-        for task in tasks:
-            limit = seconds_for(runs[task][OURS], budgets[-1])
-            both = [runs[task][OURS], runs[task].get(rival, [])]
-            by_updates = [finite(reached(run, UPDATES, budgets[-1]) for run in group) for group in both]
-            by_seconds = [finite(after_seconds(run, limit) for run in group) for group in both]
-            pairs.append([(by_updates[0], by_updates[1]), (by_seconds[0], by_seconds[1])])
+        pairs = {task: scores_of_both(runs[task], rival, budgets) for task in tasks}
         cells = [
-            " / ".join(interval_of_share(probability_of_improvement([one]), False) for one in each) for each in pairs
+            " / ".join(interval_of_share(probability_of_improvement([one]), False) for one in pairs[task])
+            for task in tasks
         ]
-        for kind in (0, 1):
-            strata = [each[kind] for each in pairs if all(each[kind])]
-            cells.append(interval_of_share(probability_of_improvement(strata)))
+        for kind in kinds.values():
+            strata = [pairs[task] for task in kind if all(all(one) for one in pairs[task])]
+            found = [interval_of_share(probability_of_improvement(each)) for each in zip(*strata)]
+            cells.append(f"{' / '.join(found)} ({len(strata)})" if strata else "-")
         lines.append(f"| `{rival}` | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def scores_of_both(
+    groups: dict[str, list[Run]], rival: str, budgets: tuple[int, int]
+) -> list[tuple[list[float], list[float]]]:
+    """Scores of ours and of the rival's runs, at equal updates and at equal seconds."""
+    limit = seconds_for(groups[OURS], budgets[-1])
+    both = [groups[OURS], groups.get(rival, [])]
+    by_updates = [finite(reached(run, UPDATES, budgets[-1]) for run in group) for group in both]
+    by_seconds = [finite(after_seconds(run, limit) for run in group) for group in both]
+    return [(by_updates[0], by_updates[1]), (by_seconds[0], by_seconds[1])]
 
 
 def finite(scores: Iterable[float]) -> list[float]:
@@ -213,23 +260,28 @@ def analyses(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
     lines = [
         "### Order of the agents and value of the channel",
         "",
-        "Differences of the trained team's return (mean over agents) to its own, means over the seeds: with another",
-        "order of the agents in its communication, drawn at random, and with messages cut, lost, noisy (in multiples",
-        "of a message's root mean square) or rounded.",
+        "Differences of the trained team's score to its own, means over the seeds ± standard errors (of one seed over",
+        "its episodes): with another order of the agents in its communication, drawn at random, and with messages cut,",
+        "lost, noisy (in multiples of a message's root mean square) or rounded.",
         "",
         f"| task | algorithm | seeds | another order | {' | '.join(channels)} |",
         f"|---|---|{'--:|' * (len(channels) + 2)}",
     ]
     for task, name, found in analysed:
-        orders = [each["order"]["another_order_difference"] for each in found if "order" in each]
-        cells = [task, f"`{name}`", str(len(found)), signed(orders)]
-        cells += [signed([each["channel"][channel][0] for each in found]) for channel in channels]
+        cells = [task, f"`{name}`", str(len(found))]
+        cells.append(signed([each["another_order"] for each in found if "another_order" in each]))
+        cells += [signed([each["channel"][channel] for each in found]) for channel in channels]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def signed(differences: Sequence[float]) -> str:
-    return f"{np.mean(differences):+.3f}" if differences else "-"
+def signed(differences: Sequence[tuple[float, float]]) -> str:
+    """Mean and standard error of differences, given with their own standard errors."""
+    if not differences:
+        return "-"
+    means, errors = zip(*differences)
+    error = np.std(means, ddof=1) / len(means) ** 0.5 if len(means) > 1 else errors[0]
+    return f"{np.mean(means):+.2f} ± {error:.2f}"
 
 
 def provenances(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
@@ -239,7 +291,7 @@ def provenances(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
         {run["commit"][:12] + "-dirty" * run["commit"].endswith("-dirty") for run in every if run["commit"]}
     )
     dates = sorted({run["date"] for run in every})
-    lines = [f"{len(every)} runs, `python benchmarks/learning.py`; the command of each is in its file."]
+    lines = [f"{len(every)} runs, `python -m benchmarks.learning`; the command of each is in its file."]
     lines += sorted({f"{run['machine']}, {run['threads']} thread{'s' * (run['threads'] > 1)} a run." for run in every})
     lines.append(f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commits {', '.join(commits)}.")
     lines += sorted(

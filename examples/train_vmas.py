@@ -89,11 +89,11 @@ class Options:
     """joint transitions per update"""
     buffer_size: NonNegativeInt = 0
     """joint transitions kept for replay; 0: 120,000, or ten batches of frames if that is more"""
-    gamma: Fraction = 0.95
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
     """discount"""
     n_steps: PositiveInt = 2
     """steps of reward in a target, before the critic's value of what follows"""
-    reward_size: PositiveFloat = 0.2
+    reward_rms: PositiveFloat = 0.2
     """root mean square that rewards are scaled to for learning, measured over those collected"""
     tau: Fraction = 0.01
     """fraction of the way that the target networks move towards the trained ones at each update"""
@@ -109,8 +109,6 @@ class Options:
     """standard deviation of the exploration noise, spread over the environments, in units of half the action's range"""
     correlation: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """of the noise of an action with that of the step before"""
-    sigma_end: Fraction = 1.0
-    """what the noise falls to, as a fraction of what it was at the start"""
 
     eval_interval: NonNegativeInt = 0
     """frames between two evaluations; 0: a tenth of the training"""
@@ -169,14 +167,10 @@ class Learner:
             self.actor.spec,
             sigma=options.sigma,
             correlation=options.correlation,
-            end_factor=options.sigma_end,
-            annealing_num_steps=max(int(options.total_frames // options.frames_per_batch), 1),  # of batches
             action_key=self.actor.out_keys[-1],
         )
         self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)  # with the target networks
-        self.reward_scale = RewardScale(
-            options.reward_size, reward_key=("next", group, "reward"), device=options.device
-        )
+        self.reward_scale = RewardScale(options.reward_rms, reward_key=("next", group, "reward"), device=options.device)
         # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them
         self.update = UpdateStep(
             self.loss,
@@ -248,8 +242,8 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(options.buffer_size, device=options.device), batch_size=options.batch_size
     )
-    n_steps = MultiStep(options.gamma, options.n_steps)
-    n_steps.reward_keys = tuple((group, "reward") for group in learners)
+    multi_step = MultiStep(options.gamma, options.n_steps)
+    multi_step.reward_keys = tuple((group, "reward") for group in learners)
     transition_keys = {key for learner in learners.values() for key in learner.loss.in_keys}
 
     # What a checkpoint holds: the loss has trained networks and targets; actor and critic alone are kept as the best
@@ -282,14 +276,13 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         frames_done += options.frames_per_batch
         for group, learner in learners.items():
             learner.reward_scale.update(batch["next", group, "reward"])
-        replay_buffer.extend(n_steps(batch).reshape(-1).select(*transition_keys, strict=False))
+        replay_buffer.extend(multi_step(batch).reshape(-1).select(*transition_keys, strict=False))
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
             metrics = {group: learner.update(learner.reward_scale(sample)) for group, learner in learners.items()}
         ended = batch["next", "done"].squeeze(-1)
         for group, learner in learners.items():
-            learner.noise.step()
-            metrics[group] |= {"noise_factor": learner.noise.factor, "reward_factor": learner.reward_scale.factor}
+            metrics[group]["reward_factor"] = learner.reward_scale.factor
             if ended.any():
                 metrics[group]["training_return"] = batch["next", group, "episode_reward"][ended].mean()
         run.log(frames_done, by_group(metrics))

@@ -237,7 +237,7 @@ def test_a_joined_layer_is_its_recurrence_beside_attention_to_it():
     heard = layer.recurrence(x)
     torch.testing.assert_close(layer(x)[..., :6], heard)
     torch.testing.assert_close(layer(x)[..., 6:], layer.attention(torch.cat([x, heard], -1)))
-    with pytest.raises(ValueError, match="out_features must be a multiple of 4, found 10"):
+    with pytest.raises(ValueError, match="out_features must be a multiple of 4 and of twice num_heads, found 10 and 4"):
         RecurrentAttentionCommunication(FEATURES, 10)
 
 

@@ -161,6 +161,7 @@ def test_n_step_targets_by_hand(mask_key):
     # The first two of two steps: r_1 + r_2 / 2 + Q(s_3) / 4, and r_2 + r_3 / 2, which terminates; the third of one.
     expected = torch.tensor([[1 + 1 + 0.15, 10 + 10 + 0.15], [2 + 2, 20 + 20], [4, 40]])
     torch.testing.assert_close(loss(read)["target_value"], expected)
+    loss.set_keys(priority=("agents", "priority"))  # which makes TorchRL's list of the keys that are read anew
     update = UpdateStep(loss, actor_lr=0.0, critic_lr=0.0, tau=0.0)
     torch.testing.assert_close(update(read)["loss_value"], loss(read)["loss_value"].detach())
 

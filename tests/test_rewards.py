@@ -11,7 +11,7 @@ def batch(*rewards):
     return TensorDict({"next": {"agents": {"reward": torch.tensor(rewards).view(-1, 1, 1)}}}, [len(rewards)])
 
 
-def test_rewards_get_the_size_asked_for_over_all_that_was_collected():
+def test_rewards_get_the_root_mean_square_asked_for_over_all_that_was_collected():
     scale = RewardScale(0.5)
     for collected in (torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 5.0]])):
         scale.update(collected)
@@ -45,7 +45,21 @@ def test_the_measure_is_in_the_state_dict():
     assert other.factor == scale.factor != 1
 
 
-@pytest.mark.parametrize("size", [0.0, -1.0])
-def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(ValueError, match=f"size must be above 0, found {size}"):
-        RewardScale(size)
+def test_absent_agents_are_not_counted_whatever_their_rewards_hold():
+    scale = RewardScale(0.5)
+    scale.update(
+        torch.tensor([[3.0, float("nan")], [0.0, 5.0]]).unsqueeze(-1), torch.tensor([[True, False], [False, True]])
+    )
+    assert scale.factor.item() == pytest.approx(0.5 / 17**0.5)
+
+
+def test_a_reward_that_is_no_number_is_not_hidden():
+    scale = RewardScale(0.5)
+    scale.update(torch.tensor([3.0, float("nan")]))
+    assert scale.factor.isnan()
+
+
+@pytest.mark.parametrize("rms", [0.0, -1.0])
+def test_a_root_mean_square_that_is_none_is_refused(rms):
+    with pytest.raises(ValueError, match=f"rms must be above 0, found {rms}"):
+        RewardScale(rms)

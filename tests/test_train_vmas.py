@@ -68,7 +68,7 @@ class TestUpdate:
         "changes",
         [
             {},
-            {"gamma": 0.0},
+            {"gamma": 1.0},
             {"gamma": 0.5},
             {"tau": 0.5},
             {"actor_lr": 3e-2, "critic_lr": 1e-4},
@@ -128,15 +128,6 @@ class TestUpdate:
         learner = Learner(env, "agents", QUICK)
         learner.update(self.sample())
         assert all(p.grad is None or not p.grad.any() for p in learner.loss.parameters())
-
-    def test_the_noise_falls_in_a_line_over_the_batches(self, env):
-        options = replace(QUICK, total_frames=200, sigma=(0.1, 0.9), sigma_end=0.2)
-        noise, factor = Learner(env, "agents", options).noise, []
-        for _ in range(7):
-            factor.append(noise.factor.item())
-            noise.step()
-        assert factor == pytest.approx([1.0, 0.84, 0.68, 0.52, 0.36, 0.2, 0.2])
-        assert noise.sigma == (0.1, 0.9)
 
 
 class TestReplay:
@@ -238,10 +229,9 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "actor_warmup": ({"actor_warmup": 9}, lambda r: r.values("loss_actor")[0]),
     "max_grad_norm": ({"max_grad_norm": 1e-9}, lambda r: r.values("loss_value")[0]),
     "n_steps": ({"n_steps": 3}, lambda r: r.values("loss_value")[0]),
-    "reward_size": ({"reward_size": 0.1}, lambda r: r.values("loss_value")[0]),
+    "reward_rms": ({"reward_rms": 0.1}, lambda r: r.values("loss_value")[0]),
     "sigma": ({"sigma": (0.1, 0.2)}, lambda r: r.values("loss_value")[0]),
     "correlation": ({"correlation": 0.5}, lambda r: r.values("loss_value")[0]),
-    "sigma_end": ({"sigma_end": 0.3}, lambda r: r.values("noise_factor")[-1]),
     "eval_interval": ({"eval_interval": 80}, lambda r: r.frames("evaluation_return")),
     "eval_episodes": ({"eval_episodes": 4}, lambda r: r.values("evaluation_return")[0]),
     "test_episodes": ({"test_episodes": 6}, lambda r: len(r.tests()["after"])),
@@ -302,11 +292,10 @@ def test_a_run_leaves_options_metrics_checkpoints_and_a_picture(tmp_path, capsys
     about = json.loads((result.folder / "run.json").read_text())
     assert about["options"].keys() == asdict(QUICK).keys()
     assert about["versions"]["torch"] == torch.__version__
-    for metric in ("loss_actor", "loss_value", "grad_norm", "noise_factor", "reward_factor", "training_return"):
+    for metric in ("loss_actor", "loss_value", "grad_norm", "reward_factor", "training_return"):
         assert result.frames(metric) == [40, 80, 120], metric
     for metric in ("evaluation_return", "evaluation_return_stderr", "evaluation_return_agent_3", "success_rate"):
         assert result.frames(metric) == [0, 40, 80, 120]
-    assert result.values("noise_factor")[-1] == pytest.approx(QUICK.sigma_end)
     assert (result.folder / "pictures/learning_curve.png").read_bytes().startswith(b"\x89PNG")
     tests = result.tests()
     assert len(tests["before"]) == len(tests["after"]) == 5
@@ -380,13 +369,13 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"buffer_size": 39}, "buffer_size must hold a batch of 40, found 39"),
         ({"total_frames": -1}, "total_frames: Input should be greater than 0, found -1"),
         ({"batch_size": 0}, "batch_size: Input should be greater than 0, found 0"),
-        ({"sigma_end": 2.0}, "sigma_end: Input should be less than or equal to 1, found 2.0"),
         ({"sigma": (0.5, 0.1)}, "sigma must be a finite number or a pair with 0 <= low <= high, found (0.5, 0.1)"),
         ({"correlation": 1.0}, "correlation: Input should be less than 1, found 1.0"),
         ({"n_steps": 0}, "n_steps: Input should be greater than 0, found 0"),
-        ({"reward_size": 0.0}, "reward_size: Input should be greater than 0, found 0.0"),
+        ({"reward_rms": 0.0}, "reward_rms: Input should be greater than 0, found 0.0"),
         ({"actor_lr": -1.0}, "actor_lr: Input should be greater than 0, found -1.0"),
         ({"critic_lr": float("inf")}, "critic_lr: Input should be a finite number"),
+        ({"gamma": 0.0}, "gamma: Input should be greater than 0, found 0.0"),
         ({"gamma": 2.0}, "gamma: Input should be less than or equal to 1, found 2.0"),
         ({"tau": float("nan")}, "tau: Input should be"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),

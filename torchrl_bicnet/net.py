@@ -27,10 +27,11 @@ class BiCNet(nn.Module):
 
     With ``share_params=True`` one encoder and one decoder serve every agent: the number of parameters does not
     depend on the number of agents ``N``, and the same weights run on any ``N``. With ``False`` every agent slot has
-    its own encoder and decoder around the one shared communication layer.
+    its own encoder and decoder around the one shared communication layer, and with ``agent_id=True`` a name of its own
+    in its input: such a net is for one ``N``.
 
-    With a mask the agents present act as in the team from which the absent were removed (with ``share_params=False``
-    each with the parameters of its own slot), whatever the absent slots hold.
+    With a mask the agents present act as in the team from which the absent were removed, whatever the absent slots hold
+    (with ``share_params=False`` or ``agent_id=True`` each with the parameters or the name of its own slot).
 
     Args:
         n_agent_inputs (int): size of each agent's input, summed over the inputs.

@@ -125,7 +125,8 @@ class UpdateStep:
         for layout in self._layouts.values():
             layout.check_in_place()
         keys = self._loss.tensor_keys
-        read = sample.select(*self._loss.in_keys, *self._loss._loss_mask_keys(), strict=False)
+        steps_key = self._loss.value_estimator.tensor_keys.steps_to_next_obs
+        read = sample.select(*self._loss.in_keys, *self._loss._loss_mask_keys(), steps_key, strict=False)
         if (weight := read.get(keys.priority_weight, None)) is not None:  # of a transition, for each of its agents
             read.set(keys.priority_weight, expand_right(weight, read["next", keys.reward].shape[:-1]))
         metrics = self._call_compiled(read) if self._compile else self._step(self._state, self._loss, read)

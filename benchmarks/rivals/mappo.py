@@ -79,9 +79,7 @@ class MAPPOLearner:
             done=(group, "done"),
             terminated=(group, "terminated"),
         )
-        self.reward_scale = RewardScale(
-            options.reward_size, reward_key=("next", group, "reward"), device=options.device
-        )
+        self.reward_scale = RewardScale(options.reward_rms, reward_key=("next", group, "reward"), device=options.device)
         self.loss.make_value_estimator(gamma=options.gamma, lmbda=GAE_LAMBDA, deactivate_vmap=True)
         self.optimiser = torch.optim.Adam(
             [

@@ -112,10 +112,10 @@ class AttentionCommunication(nn.Module):
         x = masked_input(x, mask, self.in_features)
         projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (*B, N, 3, heads, F)
         query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
-        # Written out: the fused kernels know neither torch.vmap nor double backward, and N is small. For the same
-        # reason products in compiled code are sums of their terms, which Inductor fuses with what stands around them.
-        traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-        product = _sum_of_terms if traced else torch.matmul
+        # Written out: the fused kernels know neither torch.vmap nor double backward. Of few agents the products in a
+        # compiled update are sums of their terms, which Inductor fuses with what stands around them.
+        in_update = get_proxy_mode() is not None and not torch.compiler.is_exporting()  # traced by make_fx
+        product = _sum_of_terms if in_update and x.shape[-2] <= 16 else torch.matmul
         scores = product(query, key.mT) / query.shape[-1] ** 0.5  # (*B, heads, N, N)
         if mask is not None:
             # Every agent attends itself, so that no row of the softmax is empty; absent agents are zeroed below.

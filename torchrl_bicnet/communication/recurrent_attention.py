@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.communication.baselines import AttentionCommunication
-from torchrl_bicnet.communication.mask import masked_input
 from torchrl_bicnet.communication.recurrent import RecurrentCommunication
 
 
@@ -60,8 +60,11 @@ class RecurrentAttentionCommunication(nn.Module):
     ) -> None:
         super().__init__()
         check_integer("out_features", out_features)
-        if out_features % 4:
-            raise ValueError(f"out_features must be a multiple of 4, found {out_features}.")
+        check_integer("num_heads", num_heads)
+        if out_features % math.lcm(4, 2 * num_heads):
+            raise ValueError(
+                f"out_features must be a multiple of 4 and of twice num_heads, found {out_features} and {num_heads}."
+            )
         self.recurrence = RecurrentCommunication(in_features, out_features // 4, cell=cell, device=device, dtype=dtype)
         inputs = in_features + self.recurrence.out_features
         self.attention = AttentionCommunication(
@@ -71,6 +74,5 @@ class RecurrentAttentionCommunication(nn.Module):
         self.out_features = out_features
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = masked_input(x, mask, self.in_features)
         heard = self.recurrence(x, mask)
         return torch.cat([heard, self.attention(torch.cat([x, heard], -1), mask)], -1)

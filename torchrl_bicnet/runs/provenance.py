@@ -53,8 +53,12 @@ def command_line(script: str) -> str:
     allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
     given = [arg for before, arg in zip(["", *sys.argv[1:]], sys.argv[1:]) if "--output" not in (before, arg)]
     shown = [Path(arg).name.upper() if arg.startswith(os.sep) else arg for arg in given]
-    file = Path(script)
-    return shlex.join([*allocator, "python", f"{file.parent.name}/{file.name}", *shown])
+    file, module = Path(script), getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and module.name.rpartition(".")[-1] == file.stem:
+        started = ["-m", module.name]
+    else:
+        started = [f"{file.parent.name}/{file.name}"]
+    return shlex.join([*allocator, "python", *started, *shown])
 
 
 def _commit() -> str | None:

@@ -47,10 +47,11 @@ _TRAINING_OPTIONS = frozenset(
         "actor_warmup",
         "critic_num_cells",
         "n_steps",
-        "reward_size",
+        "reward_rms",
+        "reward_size",  # of earlier versions
         "sigma",
         "correlation",
-        "sigma_end",
+        "sigma_end",  # of earlier versions
         "sigma_start",  # of earlier versions
         "sigma_fraction",  # of earlier versions
         "eval_interval",
