@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.rivals import mappo
 from benchmarks.rivals.maddpg import MADDPGLearner
+from benchmarks.rivals.silent_actors import SilentActorsLearner
 from examples import train_vmas
 from torchrl_bicnet import Run
 
@@ -49,6 +50,11 @@ ALGORITHMS = {
         budget=3.0,
         communicates=False,
     ),
+    "silent_actors": Algorithm(
+        "actors that do not communicate, with an id, trained by BiCNet's critic",
+        train=partial(train_vmas.train, learner_class=SilentActorsLearner),
+        communicates=False,
+    ),
     "mean_id": Algorithm(
         "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}, budget=2.0
     ),
@@ -56,7 +62,7 @@ ALGORITHMS = {
         "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}, budget=1.25
     ),
     "maddpg": Algorithm(
-        "MADDPG, an actor per agent and one centralised critic from `MultiAgentMLP`, in the same loop",
+        "MADDPG, an actor and a centralised critic per agent from `MultiAgentMLP`, in the same loop",
         train=partial(train_vmas.train, learner_class=MADDPGLearner),
         budget=3.0,
         communicates=False,

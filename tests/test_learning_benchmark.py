@@ -28,6 +28,7 @@ from benchmarks.learning_statistics import (
 )
 from benchmarks.rivals.maddpg import MADDPGLearner
 from benchmarks.rivals.mappo import MAPPOLearner
+from benchmarks.rivals.silent_actors import SilentActorsLearner
 from benchmarks.suite import SUITE
 from tests.quick import QUICK
 from torchrl_bicnet import evaluate, load_run, make_vmas_env
@@ -135,7 +136,7 @@ def test_every_algorithm_leaves_a_result(tmp_path, name):
     result = tiny(tmp_path / "a.json", name)
     assert [row[1] for row in result["curve"]] == [0, 2, 4, 6] if name != "mappo" else result["curve"][-1][1] == 6
     assert result["test"]["before"] != result["test"]["after"]
-    assert ("analysis" in result) == (name not in ("none", "none_id", "maddpg"))
+    assert ("analysis" in result) == ALGORITHMS[name].communicates
     options = ALGORITHMS[name].options
     assert {key: result["options"][key] for key in options if key not in TINY} == {
         key: value for key, value in options.items() if key not in TINY
@@ -355,9 +356,10 @@ class TestRivals:
     def env(cls):
         return make_vmas_env("hidden_goals", 6, seed=0, max_steps=4, n_agents=3)
 
-    def test_maddpgs_actors_see_themselves_and_its_critic_everything(self, env):
+    @pytest.mark.parametrize("learner_class", [MADDPGLearner, SilentActorsLearner])
+    def test_actors_see_themselves_and_critics_everything(self, env, learner_class):
         torch.manual_seed(0)
-        learner = MADDPGLearner(env, "agents", QUICK)
+        learner = learner_class(env, "agents", QUICK)
         td = learner.critic(learner.actor(env.reset()))
         other = td.clone()
         other["agents", "observation"][:, 0] += 1
@@ -367,7 +369,7 @@ class TestRivals:
         other["agents", "action"] = td["agents", "action"]
         values = learner.critic(other)["agents", "state_action_value"]
         assert (values != td["agents", "state_action_value"]).all()
-        assert torch.equal(values[:, :1].expand_as(values), values)  # one critic for the team
+        assert (values[:, 0] != values[:, 1]).all()  # of each agent's own
 
     def test_maddpgs_agents_have_policies_of_their_own(self, env):
         torch.manual_seed(0)
