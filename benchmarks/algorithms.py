@@ -67,5 +67,7 @@ ALGORITHMS = {
         budget=3.0,
         communicates=False,
     ),
-    "mappo": Algorithm("MAPPO with the nets of the defaults", mappo.OPTIONS, train=mappo.train),
+    "mappo": Algorithm(
+        "MAPPO with the nets of the defaults; its update is not compiled", mappo.OPTIONS, train=mappo.train
+    ),
 }

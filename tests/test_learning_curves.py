@@ -11,7 +11,7 @@ from torchrl.record.loggers import get_logger
 
 from examples import plot_runs
 from torchrl_bicnet.runs import interquartile_mean, learning_curves, plot_learning_curves
-from torchrl_bicnet.runs.files import read_scalars
+from torchrl_bicnet.runs.files import read_options, read_scalars
 
 SCRIPT = Path(plot_runs.__file__)
 RESULTS = SCRIPT.parent.parent / "benchmarks/results/navigation"
@@ -263,7 +263,8 @@ def test_one_label_has_one_colour_and_metrics_have_rows(tmp_path):
 def test_the_committed_results_make_the_curve_of_navigation():
     (curve,) = learning_curves([RESULTS / f"seed{seed}" for seed in range(3)])
     assert curve.label == ""
-    assert curve.frames.tolist() == list(range(0, 450_560, 40_960))
+    total, interval = (read_options(RESULTS / "seed0")[name] for name in ("total_frames", "eval_interval"))
+    assert curve.frames.tolist() == list(range(0, total + 1, interval))
     last = [read_scalars(folder / "scalars/evaluation_return.csv")[1][-1] for folder in curve.runs]
     assert curve.estimate[-1] == pytest.approx(sum(last) / 3)
     assert min(last) <= curve.low[-1] < curve.high[-1] <= max(last)

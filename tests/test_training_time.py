@@ -19,6 +19,7 @@ from benchmarks.report_training_time import training_time as section
 from benchmarks.rivals import torchrl_maddpg
 from benchmarks.rivals.first_episodes import first_episode_return
 from benchmarks.training_time import COMPILED, OURS, ContenderError, Options, describe, main, reached, read_rows, watch
+from examples import train_vmas
 from torchrl_bicnet import BiCNetActor, evaluate, make_vmas_env
 
 
@@ -175,6 +176,7 @@ def test_quick_measures_ours(tmp_path, monkeypatch):
     main(Options(quick=True))
     results = json.loads((tmp_path / "runs" / "training-time-quick" / "cpu.json").read_text())
     [run] = results["runs"]
-    assert run["reached"]["frames"] == 5120  # a batch of the defaults
-    assert [row["frames"] for row in run["evaluations"]] == [0, 5120]
+    batch = train_vmas.Options().frames_per_batch
+    assert run["reached"]["frames"] == batch
+    assert [row["frames"] for row in run["evaluations"]] == [0, batch]
     assert 1 < run["evaluations"][0]["seconds"] < run["reached"]["seconds"]

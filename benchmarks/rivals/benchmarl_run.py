@@ -41,17 +41,17 @@ QUIET = {"evaluation": False, "render": False, "loggers": [], "create_json": Fal
 class Evaluations(Callback):
     """Appends a row to a CSV file before training and after each iteration, and one of a test at the end.
 
-    Frames, return, its standard error, and the CPU seconds until then, without those of evaluations.
+    Frames, return, its standard error, and the CPU and wall seconds until then, without those of evaluations.
     """
 
     def __init__(self, options: argparse.Namespace, scenario_options: dict[str, Any]) -> None:
         super().__init__()
         self.options, self.scenario_options = options, scenario_options
-        self.seconds_of_evaluations = 0.0
+        self.not_counted = 0.0, 0.0  # seconds on both clocks
 
     def on_setup(self) -> None:
         self.env = self._make_env(self.options.evaluation_episodes)
-        self.seconds_before = time.process_time()
+        self.not_counted = clocks()
         self._evaluate(0)
 
     def on_train_end(self, training_td: object, group: str) -> None:
@@ -66,14 +66,18 @@ class Evaluations(Callback):
         return VmasEnv(self.options.task, num_envs=episodes, seed=0, **self.scenario_options)
 
     def _evaluate(self, frames: int) -> None:
-        start = time.process_time()
+        start = clocks()
         mean, error = first_episode_return(
             self.env, self.experiment.policy, max_steps=self.options.max_steps, seed=self.options.evaluation_seed
         )
-        seconds = round(start - self.seconds_before - self.seconds_of_evaluations, 2)
+        seconds = [round(now - before, 2) for now, before in zip(start, self.not_counted)]
         with self.options.evaluations.open("a") as file:
-            file.write(f"{frames},{mean},{error},{seconds}\n")
-        self.seconds_of_evaluations += time.process_time() - start
+            file.write(f"{frames},{mean},{error},{seconds[0]},{seconds[1]}\n")
+        self.not_counted = tuple(now - spent for now, spent in zip(clocks(), seconds))
+
+
+def clocks() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
 
 
 def main() -> None:
