@@ -42,24 +42,28 @@ ALGORITHMS = {
         "the recurrence and attention over what it tells, joined", {"communication": "recurrent_attention"}
     ),
     "none": Algorithm(
-        "no communication, in actor and critic", {"communication": "none"}, budget=3.0, communicates=False
+        "no communication, in actor and critic",
+        {"communication": "none"},
+        budget=2.0,
+        communicates=False,
     ),
     "none_id": Algorithm(
-        "no communication, and a one-hot id beside each agent's observation",
+        "no communication, in actor and critic, and a one-hot id beside each agent's observation",
         {"communication": "none", "agent_id": True},
-        budget=3.0,
+        budget=2.0,
         communicates=False,
     ),
     "silent_actors": Algorithm(
         "actors that do not communicate, with an id, trained by BiCNet's critic",
         train=partial(train_vmas.train, learner_class=SilentActorsLearner),
+        budget=1.2,
         communicates=False,
     ),
     "mean_id": Algorithm(
-        "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}, budget=2.0
+        "CommNet, the mean of the others' messages, and an id", {"communication": "mean", "agent_id": True}, budget=1.3
     ),
     "attention_id": Algorithm(
-        "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}, budget=1.25
+        "attention over the others' messages, and an id", {"communication": "attention", "agent_id": True}, budget=1.1
     ),
     "maddpg": Algorithm(
         "MADDPG, an actor and a centralised critic per agent from `MultiAgentMLP`, in the same loop",

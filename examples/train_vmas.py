@@ -69,9 +69,9 @@ class Options:
     """tell each agent its place in the team, as a one-hot beside its observation"""
     hidden_size: PositiveInt = 48
     """size of a direction's hidden state"""
-    num_cells: tuple[int, ...] = (64,)
+    num_cells: tuple[int, ...] = (128,)
     """widths of the hidden layers of encoder and decoder"""
-    critic_num_cells: tuple[int, ...] = (128, 64)
+    critic_num_cells: tuple[int, ...] = (128, 128)
     """the same of the critic"""
     activation_class: Literal["SiLU", "ReLU", "Tanh"] = "SiLU"
     """activation of the hidden layers"""
