@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.algorithms import OURS
 from benchmarks.learning_statistics import (
     FRAMES,
+    SCORE,
     SECONDS,
     UPDATES,
     Estimate,
@@ -64,7 +65,11 @@ def read_learning(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{file} is of other options than the runs beside it: {', '.join(sorted(differing))}.")
         group.append(run)
     references = folder / "references.json"
-    return {"runs": runs, "references": json.loads(references.read_text())["tasks"] if references.exists() else {}}
+    return {
+        "runs": runs,
+        "references": json.loads(references.read_text())["tasks"] if references.exists() else {},
+        "recipes": [json.loads(file.read_text()) for file in sorted(folder.glob("recipes/**/*.json"))],
+    }
 
 
 def learning(results: dict[str, Any], budgets: tuple[int, int] = BUDGETS) -> str:
@@ -79,6 +84,7 @@ def learning(results: dict[str, Any], budgets: tuple[int, int] = BUDGETS) -> str
     lines += ["![Scores over seconds](results/learning/seconds.png)", ""]
     for task, groups in runs.items():
         lines += task_table(task, groups, references.get(task, {}), budgets)
+    lines += other_recipes(runs, results["recipes"])
     lines += improvements(runs, budgets)
     lines += analyses(runs)
     lines += provenances(runs)
@@ -191,6 +197,44 @@ def interval(found: Estimate) -> str:
 
 def middle(numbers: Sequence[float], form: str = ",.0f") -> str:
     return format(float(np.median(numbers)), form)
+
+
+def other_recipes(runs: dict[str, dict[str, list[Run]]], recipes: Sequence[Run]) -> list[str]:
+    """What ours reaches with other options, beside the defaults after as many updates."""
+    groups: dict[tuple[str, str, int], list[Run]] = {}
+    for run in recipes:
+        if OURS in runs.get(run["task"], {}):
+            changed = changes(run["options"], runs[run["task"]][OURS][0]["options"])
+            groups.setdefault((run["task"], changed, run["curve"][-1][UPDATES]), []).append(run)
+    if not groups:
+        return []
+    lines = [
+        f"### Other recipes for `{OURS}`",
+        "",
+        "The score of the last evaluation with other options of `examples/train_vmas.py`, and of the defaults after as",
+        "many updates. Seeds below 10 were used for tuning.",
+        "",
+        "| task | changed | seeds | updates | score | defaults | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for (task, changed, updates), group in sorted(groups.items(), key=lambda item: item[0]):
+        cells = [task, changed, ", ".join(str(run["seed"]) for run in group), f"{updates:,}"]
+        cells.append(interval(estimate([run["curve"][-1][SCORE] for run in group])))
+        cells.append(interval(estimate([reached(run, UPDATES, updates) for run in runs[task][OURS]])))
+        cells.append(middle([run["curve"][-1][SECONDS] for run in group]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def changes(options: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """Options with another value than the defaults have; not those that follow from others or say how long it was."""
+    follow = {"seed", "total_frames", "eval_interval", "frames_per_batch", "buffer_size"}
+    found = [
+        f"{name} {options[name]}"
+        for name in defaults
+        if name in options and name not in follow and options[name] != defaults[name]
+    ]
+    return ", ".join(found) or "nothing"
 
 
 def improvements(runs: dict[str, dict[str, list[Run]]], budgets: tuple[int, int]) -> list[str]:

@@ -535,6 +535,17 @@ class TestReport:
         assert "random -10.0 ± 0.25, without communication -9.500 ± 0.25, with communication -5.000 ± 0.25." in text
         assert "no policy's mean exceeds: with communication -4.500.\n" in text
 
+    def test_other_recipes_are_told_by_what_differs(self, tmp_path, results):
+        """The defaults stand at -3.5 and the others at -4.5 after 10 updates, with seeds in other folders together."""
+        for seed, score in ((3, -4.0), (4, -5.0)):
+            run = made_up_run("there", "bicnet", seed, [-10.0, score])
+            run["options"] |= {"max_steps": 50, "seed": seed}
+            file = tmp_path / "recipes" / f"short-{seed}" / "bicnet.json"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(run))
+        text = report_learning.learning(report_learning.read_learning(tmp_path), (10, 20))
+        assert "| there | max_steps 50 | 3, 4 | 10 | -4.500 [-5.000, -4.000] | -3.500 [-4.000, -3.000] | 1 |" in text
+
     def test_runs_of_different_options_are_not_averaged(self, tmp_path, results):
         file = tmp_path / "runs" / "there" / "bicnet-seed102.json"
         run = made_up_run("there", "bicnet", 102, [-10.0, -4.0])
