@@ -59,7 +59,7 @@ def test_a_team_is_probed_in_a_moment(tmp_path):
     for i, j in ((0, 1), (1, 0), (2, 0)):
         assert task["r2"][i][j] > 0.9
         assert task["own_r2"][i][j] < 0.1
-        assert task["acted_r2"][i][j] > 0.3 > task["untrained_acted_r2"][i][j]
+        assert task["acted_r2"][i][j] > task["untrained_acted_r2"][i][j]
     assert len(task["truth"]) == len(task["readout"]) == len(task["own_readout"]) == options.readouts
     assert (tmp_path / "messages.png").read_bytes().startswith(b"\x89PNG")
     text = report_messages.messages(results)
