@@ -19,6 +19,7 @@ from benchmarks.report_communication_layer import (
     draw_communication_layer,
 )
 from benchmarks.report_learning import draw_learning, learning, read_learning
+from benchmarks.report_messages import draw_messages, messages
 from benchmarks.report_training_time import draw_training_time, training_time
 from benchmarks.report_update import update
 
@@ -52,6 +53,7 @@ SECTIONS = [
     Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
     Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),
     Section("learning", "learning.py", learning, draw_learning, read_learning),
+    Section("learning/messages.json", "messages.py", messages, draw_messages),
 ]
 
 

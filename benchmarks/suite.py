@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torchrl.envs import TransformedEnv
@@ -57,4 +57,23 @@ SUITE = {
         Task("speaker_listener", "speaker_listener", 50, True),
         Task("dropout", "dropout", 100, True, {"n_agents": 4}),
     )
+}
+
+
+class Private(NamedTuple):
+    """Features of an agent's observation that tell what no other agent sees; constant where it knows no such thing."""
+
+    what: str
+    features: slice
+
+
+# By scenario, with the options that it has in the suite.
+PRIVATE = {
+    "guess_the_sum": Private("its number", slice(0, 1)),
+    "hidden_goals": Private("the goal that it sees", slice(4, 6)),
+    "simple_spread": Private("its position", slice(0, 2)),
+    "dispersion": Private("its position", slice(0, 2)),
+    "navigation": Private("its position relative to its goal", slice(4, 6)),
+    "speaker_listener": Private("which landmark is the goal (the speaker)", slice(8, 11)),
+    "dropout": Private("its position", slice(0, 2)),
 }

@@ -14,6 +14,7 @@ from torchrl_bicnet.analysis import (
     channel_value,
     example_channels,
     influence_matrix,
+    linear_probe,
     order_sensitivity,
     plot_channel_value,
     plot_influence,
@@ -76,6 +77,14 @@ class TestATrainedTeam:
         # The gradient of the sum by any of its terms is 1.
         torch.testing.assert_close(matrix, torch.ones(3, 3), atol=0.25, rtol=0)
 
+    def test_everybody_can_tell_the_others_numbers_from_what_it_heard(self, env, actor):
+        states = visited_states(env, actor, max_steps=1, seed=0)
+        probe = linear_probe(actor, states, states["agents", "observation"])
+        assert probe.r2.min() > 0.9
+        torch.testing.assert_close(probe.own_r2, torch.eye(3).double(), atol=0.05, rtol=0)
+        # Who knows one of three numbers and their sum knows half of the variance of each of the others.
+        torch.testing.assert_close(probe.acted_r2, (torch.eye(3).double() + 1) / 2, atol=0.1, rtol=0)
+
     def test_the_order_changes_little_where_agents_are_exchangeable(self, env, actor):
         sensitivity = order_sensitivity(env, actor, max_steps=1, seed=0)
         summary = sensitivity.summary()
@@ -130,7 +139,8 @@ def test_states_are_those_of_first_episodes():
         out_keys=[("agents", "action")],
     )
     states = visited_states(env, policy, max_steps=3, seed=0)
-    assert list(states.keys(True, True)) == [("agents", "observation")]
+    assert set(states.keys(True, True)) == {("agents", "observation"), "episode"}
+    assert states["episode"].tolist() == [0, 1, 2, 3, 1, 2, 3, 2, 3]  # environment i ends after i + 1 steps
     # Environment i counts down from i + 1; cut off after 3 steps.
     assert states["agents", "observation"][:, 0, 0].tolist() == [1, 2, 3, 4, 1, 2, 3, 1, 2]
 
@@ -246,4 +256,6 @@ def test_everything_on_cuda(communication):
     states = visited_states(env, actor, **SHORT)
     matrix = influence_matrix(actor, states)
     plot_influence(matrix)
+    probe = linear_probe(actor, states, states["agents", "observation"][..., :2])
     torch.testing.assert_close(matrix.cpu(), influence_matrix(actor.cpu(), states.cpu()), rtol=0.02, atol=1e-3)
+    assert probe.r2.shape == (3, 3)

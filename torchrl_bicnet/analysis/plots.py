@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from torchrl_bicnet.analysis.channel_value import ChannelValue
 from torchrl_bicnet.analysis.order import OrderSensitivity
-from torchrl_bicnet.checks import check_type
+from torchrl_bicnet.analysis.probe import LinearProbe
+from torchrl_bicnet.checks import check_integer, check_type
 from torchrl_bicnet.evaluation import mean_and_stderr
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -128,6 +131,65 @@ def plot_order_sensitivity(sensitivity: OrderSensitivity) -> Figure:
         fontsize="small",
     )
     return figure
+
+
+def plot_linear_probe(probe: LinearProbe, *, receiver: int = 1, knower: int = 0) -> Figure:
+    """Draw how well each agent's knowledge can be read from what each heard, and the readouts of one pair.
+
+    Args:
+        probe (LinearProbe): of :func:`~torchrl_bicnet.analysis.linear_probe`.
+
+    Keyword Args:
+        receiver (int): who heard. Defaults to ``1``.
+        knower (int): who knows. Defaults to ``0``.
+
+    Returns:
+        Figure: Matplotlib's; first the coefficients of determination, from what was heard, from the own observation,
+        and from that and what the agent does; then the readouts of the pair against the truth, of up to 500 states.
+
+    Example:
+        >>> import torch
+        >>> from torchrl_bicnet.analysis import LinearProbe
+        >>> truth = torch.rand(50, 3, 2)
+        >>> heard, nothing = truth.expand(3, -1, -1, -1), torch.full((3, 50, 3, 2), 0.5)
+        >>> plot_linear_probe(LinearProbe(truth, heard, nothing, heard)).axes[0].get_title()
+        'heard'
+    """
+    check_type("probe", probe, LinearProbe, "a LinearProbe")
+    n_agents = probe.truth.shape[1]
+    for name, agent in (("receiver", receiver), ("knower", knower)):
+        check_integer(name, agent, least=0, most=n_agents - 1)
+    size = 1.8 + 0.5 * n_agents
+    figure = _figure(3 * size + 4.5, max(size, 3.6))
+    *matrices, right = figure.subplots(1, 4, width_ratios=(size, size, size, 4.5))
+    kinds = (("heard", probe.r2), ("own observation", probe.own_r2), ("own observation and action", probe.acted_r2))
+    for axes, (name, r2) in zip(matrices, kinds):
+        image = axes.imshow(r2.numpy(), cmap="viridis", vmin=0, vmax=1)
+        for i, row in enumerate(r2.tolist()):
+            for j, value in enumerate(row):
+                colour = "white" if value < 0.6 else "black"  # on the white of NaN too
+                axes.text(j, i, f"{value:z.2f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.set(xticks=range(n_agents), yticks=range(n_agents), title=name)
+        axes.set(xlabel="knowledge of agent", ylabel="readout by agent")
+    figure.colorbar(image, ax=matrices, label="$R^2$")
+    some = torch.linspace(0, len(probe.truth) - 1, min(len(probe.truth), 500)).long()
+    draw_readouts(
+        right,
+        probe.truth[some, knower],
+        probe.readout[receiver, some, knower],
+        probe.own_readout[receiver, some, knower],
+    )
+    right.legend(fontsize="small")
+    right.set(xlabel=f"what agent {knower} knows", ylabel=f"readout by agent {receiver}")
+    return figure
+
+
+def draw_readouts(axes: Axes, truth: Tensor, heard: Tensor, own: Tensor) -> None:
+    """Draw readouts from what was heard, and behind them those from the own observation, against the truth."""
+    for name, readout, colour in (("own observation", own, "0.6"), ("heard", heard, "C0")):
+        axes.scatter(truth.flatten(), readout.flatten(), s=8, color=colour, linewidths=0, label=name)
+    axes.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--")
+    axes.grid(alpha=0.3)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -24,7 +24,7 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
 
     Returns:
         TensorDict: the policy's ``in_keys``, as far as the environment gives them, ``(S,)``: every state from which an
-        action was taken, by time.
+        action was taken, by time. ``"episode"``, ``(S,)``, is the index of the environment that it was in.
 
     Example:
         >>> from torchrl_bicnet import BiCNetActor, make_vmas_env
@@ -35,4 +35,6 @@ def visited_states(env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int
     check_seed(seed)
     with first_episodes(env, policy, max_steps=max_steps, seed=seed) as (start, steps):
         keys = list(start.select(*policy.in_keys, strict=False).keys(True, True))
-        return torch.cat([step.state.select(*keys)[step.running] for step in steps])
+        return torch.cat(
+            [step.state.select(*keys)[step.running].set("episode", step.running.nonzero()[:, 0]) for step in steps]
+        )
