@@ -73,6 +73,8 @@ class Options:
     """widths of the hidden layers of encoder and decoder"""
     critic_num_cells: tuple[int, ...] = (128, 128)
     """the same of the critic"""
+    n_frequencies: NonNegativeInt = 3
+    """of Fourier features of each input of a net"""
     activation_class: Literal["SiLU", "ReLU", "Tanh"] = "SiLU"
     """activation of the hidden layers"""
     share_params: bool = True
@@ -103,6 +105,9 @@ class Options:
     """learning rate of the critic (Adam)"""
     actor_warmup: NonNegativeInt = 500
     """updates over which the actor's learning rate rises, so that it does not follow a critic that knows nothing yet"""
+    param_penalty: NonNegativeFloat = 0.005
+    """weight in the actor's loss of the mean square of its output before tanh, so that actions do not saturate while
+    the critic hardly tells them apart"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
     sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 1.2)
@@ -144,7 +149,8 @@ class Options:
 
     def net_options(self, num_cells: tuple[int, ...]) -> dict[str, Any]:
         """Options of a :class:`~torchrl_bicnet.BiCNet`."""
-        same = {name: getattr(self, name) for name in ("communication", "agent_id", "hidden_size", "share_params")}
+        names = ("communication", "agent_id", "hidden_size", "n_frequencies", "share_params")
+        same = {name: getattr(self, name) for name in names}
         return {**same, "num_cells": num_cells, "activation_class": getattr(nn, self.activation_class)}
 
     @model_validator(mode="after")
@@ -169,7 +175,9 @@ class Learner:
             correlation=options.correlation,
             action_key=self.actor.out_keys[-1],
         )
-        self.loss = make_ddpg_loss(self.actor, self.critic, gamma=options.gamma)  # with the target networks
+        self.loss = make_ddpg_loss(  # with the target networks
+            self.actor, self.critic, gamma=options.gamma, param_penalty=options.param_penalty
+        )
         self.reward_scale = RewardScale(options.reward_rms, reward_key=("next", group, "reward"), device=options.device)
         # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them
         self.update = UpdateStep(

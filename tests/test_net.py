@@ -286,3 +286,50 @@ def test_a_state_dict_with_an_unknown_or_a_missing_entry_is_refused():
     del state["decoder.0.weight"]
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "decoder.0.weight"'):
         net.load_state_dict(state)
+
+
+class TestFourierFeatures:
+    def test_what_the_encoder_and_the_decoder_see(self):
+        """By hand: of 1/4 at pi and 2 pi, sin and cos of 45 and of 90 degrees; of 1 they are 0 and -1, 0 and 1."""
+        seen = []
+        net = BiCNet(2, 1, communication="none", n_frequencies=2, num_cells=(4,))
+        net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        net.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][..., 4:]))
+        net(torch.tensor([[0.25, 1.0]]))
+        root = 0.5**0.5
+        expected = torch.tensor([[0.25, 1.0, root, 0.0, root, -1.0, 1.0, 0.0, 0.0, 1.0]])
+        for found in seen:
+            torch.testing.assert_close(found, expected)
+        assert len(seen) == 2
+
+    def test_what_an_agent_may_skip_is_its_own_input(self):
+        net = BiCNet(3, 1, communication="none", n_frequencies=2, num_cells=(4,), skip=2)
+        assert net.decoder[0].in_features == 4 + 2
+
+    def test_absent_agents_show_none(self):
+        """The cosine of the zero in an absent slot is 1: neither it nor a NaN reaches anybody, nor a gradient."""
+        seen = []
+        net = BiCNet(2, 1, n_frequencies=2)
+        net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        x = torch.tensor([[0.25, 1.0], [float("nan"), 3.0]], requires_grad=True)
+        net(x, mask=torch.tensor([True, False])).sum().backward()
+        assert not seen[0][1].any()
+        assert x.grad[0].all()
+        assert not x.grad[1].any()
+
+    def test_narrow_functions_are_learned_with_them(self):
+        """A bump of the width of VMAS's agents: what a critic must know of a food."""
+        torch.manual_seed(0)
+        x = torch.empty(2048, 1, 2).uniform_(-1, 1)
+        y = (-(x.square().sum(-1, keepdim=True) / 0.1**2)).exp()
+        left = {}
+        for n_frequencies in (0, 3):
+            net = BiCNet(2, 1, communication="none", n_frequencies=n_frequencies, num_cells=(64, 64))
+            optimiser = torch.optim.Adam(net.parameters(), 2e-3)
+            for _ in range(150):
+                loss = (net(x) - y).square().mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            left[n_frequencies] = loss.item() / y.var().item()
+        assert left[3] < 0.5 * left[0], left

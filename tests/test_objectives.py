@@ -135,6 +135,34 @@ def test_td_target_by_hand(options, mask_key):
     torch.testing.assert_close(losses["loss_actor"], torch.tensor(-1.05))
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_penalty_by_hand(compile):
+    """Two agents, of which the second is absent in the second state: three squares are averaged."""
+    actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted(), mask_key=MASK)
+    critic = BiCNetCritic(1, 1, net=TeamSum(), mask_key=MASK)
+    plain, penalised = (make_ddpg_loss(actor, critic, param_penalty=weight) for weight in (0.0, 0.25))
+    observation = torch.tensor([[0.2, 0.4], [0.6, float("nan")]]).unsqueeze(-1)
+    flags = {"done": torch.zeros(2, 2, 1, dtype=torch.bool), "terminated": torch.zeros(2, 2, 1, dtype=torch.bool)}
+    agents = {"observation": observation, "action": torch.zeros(2, 2, 1)}
+    td = TensorDict({"agents": agents, "next": {"agents": {**agents, "reward": torch.ones(2, 2, 1), **flags}}}, [2])
+    td[MASK] = td["next", *MASK] = torch.tensor([[True, True], [True, False]])
+    squares = (0.5 * torch.tensor([0.2, 0.4, 0.6])).atanh().square()
+    expected = plain(td)["loss_actor"] + 0.25 * squares.mean()
+    torch.testing.assert_close(penalised(td)["loss_actor"], expected)
+    torch.testing.assert_close(penalised(td)["loss_value"], plain(td)["loss_value"])
+    update = UpdateStep(penalised, actor_lr=0.0, critic_lr=0.0, tau=0.0, compile=compile)
+    torch.testing.assert_close(update(td)["loss_actor"], expected.detach())
+
+
+def test_the_penalty_is_refused_below_zero():
+    with pytest.raises(ValueError, match="param_penalty must not be negative, found -1"):
+        make_ddpg_loss(
+            BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted()),
+            BiCNetCritic(1, 1, net=TeamSum()),
+            param_penalty=-1.0,
+        )
+
+
 @pytest.mark.parametrize("mask_key", [None, MASK])
 def test_n_step_targets_by_hand(mask_key):
     """Rewards of TorchRL's MultiStep, and a value discounted by as many steps, for each agent."""

@@ -74,6 +74,8 @@ class TestUpdate:
             {"actor_lr": 3e-2, "critic_lr": 1e-4},
             {"max_grad_norm": 1e-3},
             {"actor_warmup": 2},
+            {"param_penalty": 0.0},
+            {"param_penalty": 0.7},
             {"max_grad_norm": torch.inf},
             {"share_params": False, "communication": "mean"},
         ],
@@ -96,7 +98,8 @@ class TestUpdate:
                 next_value = target_critic(then["observation"], target_actor(then["observation"])[1])
                 target = then["reward"] + options.gamma * (~then["terminated"]) * next_value
             loss_value = (critic(now["observation"], now["action"]) - target).square().mean()
-            loss_actor = -critic(now["observation"], actor(now["observation"])[1]).mean()
+            param, action = actor(now["observation"])
+            loss_actor = options.param_penalty * param.square().mean() - critic(now["observation"], action).mean()
             gradients = torch.autograd.grad(loss_actor, list(actor.parameters()))
             gradients += torch.autograd.grad(loss_value, list(critic.parameters()))
             norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
@@ -228,6 +231,8 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "critic_lr": ({"critic_lr": 1e-2}, lambda r: r.values("loss_value")[0]),
     "actor_warmup": ({"actor_warmup": 9}, lambda r: r.values("loss_actor")[0]),
     "max_grad_norm": ({"max_grad_norm": 1e-9}, lambda r: r.values("loss_value")[0]),
+    "param_penalty": ({"param_penalty": 0.3}, lambda r: r.values("loss_actor")[0]),
+    "n_frequencies": ({"n_frequencies": 1}, lambda r: r.weights()["module.0.module.net.encoder.0.weight"].shape),
     "n_steps": ({"n_steps": 3}, lambda r: r.values("loss_value")[0]),
     "reward_rms": ({"reward_rms": 0.1}, lambda r: r.values("loss_value")[0]),
     "sigma": ({"sigma": (0.1, 0.2)}, lambda r: r.values("loss_value")[0]),

@@ -62,6 +62,10 @@ class BiCNet(nn.Module):
             ``(*B, N, communication.out_features + skipped) -> (*B, N, n_agent_outputs)``.
         share_params (bool): one encoder and decoder for all agents, or one per agent slot. Defaults to ``True``.
         agent_id (bool): appends a one-hot of the agent's slot to its input. Defaults to ``False``.
+        n_frequencies (int): appends Fourier features to an agent's input: of each number ``x`` the sine and cosine of
+            ``pi 2^k x`` for ``k`` from 0 to ``n_frequencies - 1``. With them a net learns functions that change over
+            small distances, such as the value of being exactly at a goal, for which it takes very long without. For
+            inputs of the order of 1. Defaults to ``0``.
         n_agents (int, optional): number of agents, needed with ``share_params=False`` and ``agent_id=True`` only.
         device (torch.device, optional): where to create the parameters.
 
@@ -70,8 +74,10 @@ class BiCNet(nn.Module):
         - mask: boolean ``(*B, N)``, True where the agent is present, or ``None``
         - output: ``(*B, N, n_agent_outputs)``, zero for absent agents.
 
-    Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
-    figure 1.
+    References: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069,
+    figure 1; Tancik et al., *Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains*,
+    2020, https://arxiv.org/abs/2006.10739, and for critics Yang et al., *Overcoming the Spectral Bias of Neural Value
+    Approximation*, 2022, https://arxiv.org/abs/2206.04672.
 
     Example:
         >>> import torch
@@ -107,6 +113,7 @@ class BiCNet(nn.Module):
         decoder: nn.Module | None = None,
         share_params: bool = True,
         agent_id: bool = False,
+        n_frequencies: int = 0,
         n_agents: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -114,6 +121,7 @@ class BiCNet(nn.Module):
         check_integer("n_agent_inputs", n_agent_inputs)
         check_integer("n_agent_outputs", n_agent_outputs)
         check_integer("hidden_size", hidden_size)
+        check_integer("n_frequencies", n_frequencies, least=0)
         check_type("num_cells", num_cells, Sequence, "a sequence of widths, such as (64,)")
         for width in num_cells:
             check_integer("num_cells", width)
@@ -129,7 +137,8 @@ class BiCNet(nn.Module):
         self.n_agent_outputs = n_agent_outputs
         self.n_agents = None if share_params and not agent_id else n_agents
         self.agent_id = agent_id
-        n_inputs = n_agent_inputs + (n_agents if agent_id and n_agents else 0)
+        self.n_frequencies = n_frequencies
+        n_inputs = (n_agent_inputs + (n_agents if agent_id and n_agents else 0)) * (1 + 2 * n_frequencies)
         self.n_skipped = _count_skipped(skip, n_inputs)
         mlp = partial(
             _mlp,
@@ -156,6 +165,8 @@ class BiCNet(nn.Module):
         if mask is not None and self._has_batch_norm:
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = mask_absent(self._concatenate(inputs), mask)
+        if self.n_frequencies:
+            x = mask_absent(_with_fourier_features(x, self.n_frequencies), mask)
         # Masked here too: a layer of the user's own may leave anything in the absent slots.
         heard = mask_absent(self.communication(self.encoder(x), mask), mask)
         out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
@@ -188,6 +199,12 @@ class BiCNet(nn.Module):
                 f"reads up to {self._version}."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _with_fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
+    """``(*B, F) -> (*B, F (1 + 2 n_frequencies))``."""
+    angles = [torch.pi * 2**k * x for k in range(n_frequencies)]
+    return torch.cat([x, *(function(angle) for angle in angles for function in (torch.sin, torch.cos))], -1)
 
 
 def _mlp(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
 
+from torchrl_bicnet.checks import check_number
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
@@ -21,6 +23,7 @@ def make_ddpg_loss(
     gamma: float = 0.99,
     delay_actor: bool = True,
     loss_function: Literal["l1", "l2", "smooth_l1"] = "l2",
+    param_penalty: float = 0.0,
 ) -> DDPGLoss:
     """TorchRL's :class:`~torchrl.objectives.DDPGLoss` with every key set from the modules.
 
@@ -49,13 +52,18 @@ def make_ddpg_loss(
         delay_actor (bool): whether to use a target network for the actor too, as the paper does.
             Defaults to ``True``.
         loss_function (str): ``"l2"``, ``"l1"`` or ``"smooth_l1"``. Defaults to ``"l2"``.
+        param_penalty (float): weight in the actor's loss of the mean square of its ``"param"``, what it squashes into
+            the action. As long as the critic hardly tells actions apart it keeps them from their bounds, where the
+            gradient of tanh vanishes and learning may end for good. In units of ``Q``: ``0.005`` for values of the
+            order of 1. Defaults to ``0``.
 
     Returns:
         DDPGLoss: backpropagate ``loss_actor`` and ``loss_value`` only, and update its targets with
         :class:`~torchrl.objectives.SoftUpdate`.
 
     References: Peng et al., 2017, https://arxiv.org/abs/1703.10069, theorem 1 and section 3.3; Lillicrap et al.,
-    *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1.
+    *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1; for
+    the penalty Andrychowicz et al., *Hindsight Experience Replay*, 2017, https://arxiv.org/abs/1707.01495, appendix A.
 
     Example:
         >>> from torchrl.objectives import SoftUpdate
@@ -84,7 +92,11 @@ def make_ddpg_loss(
         raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
     if loss_function not in ("l1", "l2", "smooth_l1"):
         raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', found {loss_function!r}.")
-    loss = DDPGLoss(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
+    check_number("param_penalty", param_penalty)
+    if not param_penalty >= 0:
+        raise ValueError(f"param_penalty must not be negative, found {param_penalty}.")
+    loss_class = partial(_PenalisedDDPGLoss, param_penalty) if param_penalty else DDPGLoss
+    loss = loss_class(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
     loss.set_keys(
         state_action_value=critic.out_keys[0],
         reward=unravel_key((actor.group, "reward")),
@@ -97,6 +109,28 @@ def make_ddpg_loss(
     loss.set_keys()  # hands the keys above on to the estimator
     loss.in_keys = [*loss.in_keys, loss.value_estimator.tensor_keys.steps_to_next_obs]
     return loss
+
+
+class _PenalisedDDPGLoss(DDPGLoss):
+    """The actor's loss and the mean square of what it squashes into actions."""
+
+    def __init__(self, param_penalty: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.param_penalty = param_penalty
+
+    def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        params: list[Tensor] = []
+        hook = self.actor_network.register_forward_hook(
+            lambda actor, inputs, output: params.append(output[actor.out_keys[0]])
+        )
+        try:
+            loss, metadata = super().loss_actor(tensordict)
+        finally:
+            hook.remove()
+        penalty = self._reduce_loss(
+            params[0].square().mean(-1), tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
+        )
+        return loss + self.param_penalty * penalty, metadata
 
 
 class _AgentTD0Estimator(TD0Estimator):
