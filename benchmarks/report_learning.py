@@ -28,7 +28,7 @@ from benchmarks.learning_statistics import (
 )
 from benchmarks.suite import SUITE
 
-BUDGETS = (5_000, 15_000)  # updates
+BUDGETS = (4_000, 10_000)  # updates
 FIRST = "hidden_goals_4"  # on the README's first screen
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """

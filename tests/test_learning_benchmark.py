@@ -325,15 +325,15 @@ class TestCommand:
             "dispersion",
             "recurrent_attention",
             101,
-            15_000,
+            10_000,
         )
         assert found.recipe == {"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
         assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrent_attention-seed101.json"
 
     def test_cheap_updates_may_be_more(self):
         assert ALGORITHMS["none"].budget > 1
-        assert self.parsed(Job("dispersion", "none", 100)).updates == round(15_000 * ALGORITHMS["none"].budget)
-        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 15_000
+        assert self.parsed(Job("dispersion", "none", 100)).updates == round(10_000 * ALGORITHMS["none"].budget)
+        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 10_000
 
     def test_one_team_of_a_task_is_kept(self):
         assert self.parsed(Job("dispersion", "bicnet", 100)).team == learning.RESULTS / "teams" / "dispersion"

@@ -290,14 +290,14 @@ def test_a_state_dict_with_an_unknown_or_a_missing_entry_is_refused():
 
 class TestFourierFeatures:
     def test_what_the_encoder_and_the_decoder_see(self):
-        """By hand: of 1/4 at pi and 2 pi, sin and cos of 45 and of 90 degrees; of 1 they are 0 and -1, 0 and 1."""
+        """By hand: of 1/4 sin and cos of 45 and of 90 degrees, of 1 they are 0 and -1, 0 and 1; halved, and a quarter."""
         seen = []
         net = BiCNet(2, 1, communication="none", n_frequencies=2, num_cells=(4,))
         net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         net.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][..., 4:]))
         net(torch.tensor([[0.25, 1.0]]))
         root = 0.5**0.5
-        expected = torch.tensor([[0.25, 1.0, root, 0.0, root, -1.0, 1.0, 0.0, 0.0, 1.0]])
+        expected = torch.tensor([[0.25, 1.0, root / 2, 0.0, root / 2, -0.5, 0.25, 0.0, 0.0, 0.25]])
         for found in seen:
             torch.testing.assert_close(found, expected)
         assert len(seen) == 2

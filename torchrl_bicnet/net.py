@@ -63,9 +63,10 @@ class BiCNet(nn.Module):
         share_params (bool): one encoder and decoder for all agents, or one per agent slot. Defaults to ``True``.
         agent_id (bool): appends a one-hot of the agent's slot to its input. Defaults to ``False``.
         n_frequencies (int): appends Fourier features to an agent's input: of each number ``x`` the sine and cosine of
-            ``pi 2^k x`` for ``k`` from 0 to ``n_frequencies - 1``. With them a net learns functions that change over
-            small distances, such as the value of being exactly at a goal, for which it takes very long without. For
-            inputs of the order of 1. Defaults to ``0``.
+            ``pi 2^k x``, divided by ``2^(k + 1)``, for ``k`` from 0 to ``n_frequencies - 1``. With them a net learns
+            functions that change over small distances, such as the value of being exactly at a goal, for which it
+            takes very long without; the factors leave smooth functions the faster ones. For inputs of the order of 1.
+            Defaults to ``0``.
         n_agents (int, optional): number of agents, needed with ``share_params=False`` and ``agent_id=True`` only.
         device (torch.device, optional): where to create the parameters.
 
@@ -203,8 +204,9 @@ class BiCNet(nn.Module):
 
 def _with_fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
     """``(*B, F) -> (*B, F (1 + 2 n_frequencies))``."""
-    angles = [torch.pi * 2**k * x for k in range(n_frequencies)]
-    return torch.cat([x, *(function(angle) for angle in angles for function in (torch.sin, torch.cos))], -1)
+    scales = [2**k for k in range(n_frequencies)]
+    waves = [wave(torch.pi * scale * x) / (2 * scale) for scale in scales for wave in (torch.sin, torch.cos)]
+    return torch.cat([x, *waves], -1)
 
 
 def _mlp(
