@@ -290,7 +290,7 @@ def test_a_state_dict_with_an_unknown_or_a_missing_entry_is_refused():
 
 class TestFourierFeatures:
     def test_what_the_encoder_and_the_decoder_see(self):
-        """By hand: of 1/4 sin and cos of 45 and of 90 degrees, of 1 they are 0 and -1, 0 and 1; halved, and a quarter."""
+        """By hand: of 1/4 sin and cos of 45 and 90 degrees, of 1 they are 0 and -1, 0 and 1; halved, and a quarter."""
         seen = []
         net = BiCNet(2, 1, communication="none", n_frequencies=2, num_cells=(4,))
         net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
