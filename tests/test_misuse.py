@@ -30,7 +30,7 @@ from torchrl_bicnet import analysis, rendering, runs
 
 ROOMS = (bicnet, analysis, rendering, runs)
 NO_CALLS = {"EVAL_SEED", "TEST_SEED"}  # constants
-NO_CALLS |= {"ChannelValue", "Evaluation", "LearningCurve", "OrderSensitivity", "TrainedRun"}  # results
+NO_CALLS |= {"ChannelValue", "Evaluation", "LearningCurve", "LinearProbe", "OrderSensitivity", "TrainedRun"}  # results
 PUBLIC = {name: getattr(room, name) for room in ROOMS for name in room.__all__ if name not in NO_CALLS}
 
 REFUSED = (TypeError, ValueError)
@@ -135,11 +135,11 @@ def layers(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, **sizes, num_heads=[0, 3])
     yield from each(name, good, errors=BY_TORCH, **where)
     yield from in_forward(name, bicnet.AttentionCommunication(5, 4))
-    name = "RecurrentAttentionCommunication"
+    name, good = "RecurrentAttentionCommunication", {"in_features": 5, "out_features": 8}
     yield from each(name, good, in_features=[0, 2.5], out_features=[0, "4", 6], num_heads=[0, 3], cell=["transformer"])
     yield from each(name, good, errors=BY_TORCH, **where)
     yield from in_forward(name, bicnet.RecurrentAttentionCommunication(5, 8))
-    name = "MeanCommunication"
+    name, good = "MeanCommunication", {"in_features": 5, "out_features": 4}
     yield from each(name, good, **sizes)
     yield from each(name, good, errors=BY_TORCH, **where)
     yield from in_forward(name, bicnet.MeanCommunication(5, 4))
@@ -162,7 +162,7 @@ def networks(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, n_agent_inputs=[0], n_agent_outputs=["2"], hidden_size=[0, 2.5])
     yield from each(name, good, num_cells=[8, (0,), ("8",)], skip=[99, -1], communication=["telepathy", nn.LSTM])
     yield from each(name, good, norm_class=["LayerNorm", nn.BatchNorm1d], activation_class=["relu", nn.ReLU()])
-    yield from each(name, good, encoder=["mlp"], decoder=["mlp"])
+    yield from each(name, good, encoder=["mlp"], decoder=["mlp"], n_frequencies=[-1, 2.5])
     yield from each(name, good | {"share_params": False}, n_agents=[0, None])
     yield from each(name, good, errors=BY_TORCH, device=["gpu"])
     yield row(name, "encoder", lambda: bicnet.BiCNet(5, 2, encoder=nn.Identity()), "Identity")
@@ -212,6 +212,7 @@ def learning(parts: Parts) -> Iterator[Row]:
     others = bicnet.BiCNetCritic(18, 2, group="others")
     moves = bicnet.BiCNetCritic(18, 2, in_keys=[OBSERVATION, ("agents", "move")])
     yield from each(name, {"actor": actor, "critic": critic}, gamma=[99, NAN], loss_function=["huber", None])
+    yield from each(name, {"actor": actor, "critic": critic}, param_penalty=[-1.0, NAN, None])
     yield row(name, "actor", lambda: make(parts.net, critic), "found BiCNet,")
     yield row(name, "critic", lambda: make(actor, actor), "found BiCNetActor, BiCNetActor")
     yield row(name, "critic", lambda: make(actor, others), "'others'")
@@ -225,8 +226,8 @@ def learning(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, autocast=["bfloat16", torch.int64], compile=["yes", None], actor_warmup=[-1, 2.5])
 
     name = "RewardScale"
-    yield from each(name, {"size": 0.2}, size=[0.0, -1.0, NAN, None], reward_key=[3, ("next", 3)])
-    yield from each(name, {"size": 0.2}, errors=BY_TORCH, device=["gpu"])
+    yield from each(name, {"rms": 0.2}, rms=[0.0, -1.0, NAN, None], reward_key=[3, ("next", 3)])
+    yield from each(name, {"rms": 0.2}, errors=BY_TORCH, device=["gpu"])
     yield row(name, "tensordict", partial(bicnet.RewardScale(0.2), parts.states), "next", errors=(KeyError,))
 
     name, spec = "ExplorationNoise", actor.spec
@@ -338,6 +339,14 @@ def looks_inside(parts: Parts) -> Iterator[Row]:
     yield row(name, "states", lambda: analysis.influence_matrix(parts.actor, TensorDict({}, [0])), "(0,)")
 
     yield from each("plot_influence", {}, matrix=[None, [[1.0]], torch.zeros(2, 3)])
+    name, knowledge = "linear_probe", parts.states[OBSERVATION][..., :2]
+    states = TensorDict({**parts.states, "episode": torch.zeros(len(knowledge))}, knowledge.shape[:1])
+    good = {"actor": parts.actor, "states": states, "knowledge": knowledge}
+    yield from each(name, good, actor=[None, parts.net], states=[None], knowledge=[None, knowledge[:, :1]])
+    yield row(name, "states", partial(analysis.linear_probe, **good), "found 1")  # episode
+    truth = torch.rand(4, 3, 2)
+    probe = analysis.LinearProbe(truth, *3 * [truth.expand(3, -1, -1, -1)])
+    yield from each("plot_linear_probe", {"probe": probe}, probe=[None], receiver=[-1, 3], knower=[-1, 3])
     yield from each("plot_channel_value", {}, value=[None, {"cut": 1.0}])
     yield from each("plot_order_sensitivity", {}, sensitivity=[None, [1.0]])
 

@@ -114,7 +114,7 @@ class AttentionCommunication(nn.Module):
         query, key, value = projected.movedim(-4, -2).unbind(-4)  # each (*B, heads, N, F)
         # Written out: the fused kernels know neither torch.vmap nor double backward. Of few agents the products in a
         # compiled update are sums of their terms, which Inductor fuses with what stands around them.
-        in_update = get_proxy_mode() is not None and not torch.compiler.is_exporting()  # traced by make_fx
+        in_update = not torch.compiler.is_compiling() and get_proxy_mode() is not None  # traced by make_fx
         product = _sum_of_terms if in_update and x.shape[-2] <= 16 else torch.matmul
         scores = product(query, key.mT) / query.shape[-1] ** 0.5  # (*B, heads, N, N)
         if mask is not None:
