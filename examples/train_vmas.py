@@ -105,9 +105,9 @@ class Options:
     """learning rate of the critic (Adam)"""
     actor_warmup: NonNegativeInt = 500
     """updates over which the actor's learning rate rises, so that it does not follow a critic that knows nothing yet"""
-    param_penalty: NonNegativeFloat = 0.005
-    """weight in the actor's loss of the mean square of its output before tanh, so that actions do not saturate while
-    the critic hardly tells them apart"""
+    saturation_penalty: NonNegativeFloat = 0.05
+    """weight in the actor's loss of how far into the tails of tanh its output is, so that actions do not end at their
+    bounds while the critic hardly tells them apart"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     """gradients of actor and critic together are clipped to this norm; inf: not clipped"""
     sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.05, 1.2)
@@ -176,7 +176,7 @@ class Learner:
             action_key=self.actor.out_keys[-1],
         )
         self.loss = make_ddpg_loss(  # with the target networks
-            self.actor, self.critic, gamma=options.gamma, param_penalty=options.param_penalty
+            self.actor, self.critic, gamma=options.gamma, saturation_penalty=options.saturation_penalty
         )
         self.reward_scale = RewardScale(options.reward_rms, reward_key=("next", group, "reward"), device=options.device)
         # A gradient step of actor and critic on a batch of transitions, and one of the targets towards them

@@ -212,7 +212,7 @@ def learning(parts: Parts) -> Iterator[Row]:
     others = bicnet.BiCNetCritic(18, 2, group="others")
     moves = bicnet.BiCNetCritic(18, 2, in_keys=[OBSERVATION, ("agents", "move")])
     yield from each(name, {"actor": actor, "critic": critic}, gamma=[99, NAN], loss_function=["huber", None])
-    yield from each(name, {"actor": actor, "critic": critic}, param_penalty=[-1.0, NAN, None])
+    yield from each(name, {"actor": actor, "critic": critic}, saturation_penalty=[-1.0, NAN, None])
     yield row(name, "actor", lambda: make(parts.net, critic), "found BiCNet,")
     yield row(name, "critic", lambda: make(actor, actor), "found BiCNetActor, BiCNetActor")
     yield row(name, "critic", lambda: make(actor, others), "'others'")

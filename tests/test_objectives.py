@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import pytest
@@ -137,17 +138,16 @@ def test_td_target_by_hand(options, mask_key):
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_penalty_by_hand(compile):
-    """Two agents, of which the second is absent in the second state: three squares are averaged."""
+    """Of two agents the second is absent in the second state; 0.4 is squashed from less than 2, 1.96 and 1.98 not."""
     actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted(), mask_key=MASK)
     critic = BiCNetCritic(1, 1, net=TeamSum(), mask_key=MASK)
-    plain, penalised = (make_ddpg_loss(actor, critic, param_penalty=weight) for weight in (0.0, 0.25))
-    observation = torch.tensor([[0.2, 0.4], [0.6, float("nan")]]).unsqueeze(-1)
+    plain, penalised = (make_ddpg_loss(actor, critic, saturation_penalty=weight) for weight in (0.0, 0.25))
+    observation = torch.tensor([[1.96, 0.4], [-1.98, float("nan")]]).unsqueeze(-1)
     flags = {"done": torch.zeros(2, 2, 1, dtype=torch.bool), "terminated": torch.zeros(2, 2, 1, dtype=torch.bool)}
     agents = {"observation": observation, "action": torch.zeros(2, 2, 1)}
     td = TensorDict({"agents": agents, "next": {"agents": {**agents, "reward": torch.ones(2, 2, 1), **flags}}}, [2])
     td[MASK] = td["next", *MASK] = torch.tensor([[True, True], [True, False]])
-    squares = (0.5 * torch.tensor([0.2, 0.4, 0.6])).atanh().square()
-    expected = plain(td)["loss_actor"] + 0.25 * squares.mean()
+    expected = plain(td)["loss_actor"] + 0.25 * ((math.atanh(0.98) - 2) ** 2 + (math.atanh(0.99) - 2) ** 2) / 3
     torch.testing.assert_close(penalised(td)["loss_actor"], expected)
     torch.testing.assert_close(penalised(td)["loss_value"], plain(td)["loss_value"])
     update = UpdateStep(penalised, actor_lr=0.0, critic_lr=0.0, tau=0.0, compile=compile)
@@ -155,11 +155,11 @@ def test_the_penalty_by_hand(compile):
 
 
 def test_the_penalty_is_refused_below_zero():
-    with pytest.raises(ValueError, match="param_penalty must not be negative, found -1"):
+    with pytest.raises(ValueError, match="saturation_penalty must not be negative, found -1"):
         make_ddpg_loss(
             BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted()),
             BiCNetCritic(1, 1, net=TeamSum()),
-            param_penalty=-1.0,
+            saturation_penalty=-1.0,
         )
 
 

@@ -15,6 +15,8 @@ from torchrl_bicnet.checks import check_number
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
+SATURATED = 2.0  # tanh is 0.96 there, and its slope 0.07
+
 
 def make_ddpg_loss(
     actor: BiCNetActor,
@@ -23,7 +25,7 @@ def make_ddpg_loss(
     gamma: float = 0.99,
     delay_actor: bool = True,
     loss_function: Literal["l1", "l2", "smooth_l1"] = "l2",
-    param_penalty: float = 0.0,
+    saturation_penalty: float = 0.0,
 ) -> DDPGLoss:
     """TorchRL's :class:`~torchrl.objectives.DDPGLoss` with every key set from the modules.
 
@@ -52,10 +54,10 @@ def make_ddpg_loss(
         delay_actor (bool): whether to use a target network for the actor too, as the paper does.
             Defaults to ``True``.
         loss_function (str): ``"l2"``, ``"l1"`` or ``"smooth_l1"``. Defaults to ``"l2"``.
-        param_penalty (float): weight in the actor's loss of the mean square of its ``"param"``, what it squashes into
-            the action. As long as the critic hardly tells actions apart it keeps them from their bounds, where the
-            gradient of tanh vanishes and learning may end for good. In units of ``Q``: ``0.005`` for values of the
-            order of 1. Defaults to ``0``.
+        saturation_penalty (float): weight in the actor's loss of the mean of ``max(|param| - 2, 0)^2``, where
+            ``"param"`` is what the actor squashes into the action: from 2 on, where an action is 0.96 of the way to its
+            bound, the gradient of tanh vanishes, and an actor that gets there while the critic hardly tells actions
+            apart may never come back. Smaller actions are not touched. Defaults to ``0``.
 
     Returns:
         DDPGLoss: backpropagate ``loss_actor`` and ``loss_value`` only, and update its targets with
@@ -63,7 +65,8 @@ def make_ddpg_loss(
 
     References: Peng et al., 2017, https://arxiv.org/abs/1703.10069, theorem 1 and section 3.3; Lillicrap et al.,
     *Continuous control with deep reinforcement learning*, 2015, https://arxiv.org/abs/1509.02971, algorithm 1; for
-    the penalty Andrychowicz et al., *Hindsight Experience Replay*, 2017, https://arxiv.org/abs/1707.01495, appendix A.
+    the penalty Andrychowicz et al., *Hindsight Experience Replay*, 2017, https://arxiv.org/abs/1707.01495, appendix A,
+    who penalise small ones too.
 
     Example:
         >>> from torchrl.objectives import SoftUpdate
@@ -92,10 +95,10 @@ def make_ddpg_loss(
         raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
     if loss_function not in ("l1", "l2", "smooth_l1"):
         raise ValueError(f"loss_function must be 'l1', 'l2' or 'smooth_l1', found {loss_function!r}.")
-    check_number("param_penalty", param_penalty)
-    if not param_penalty >= 0:
-        raise ValueError(f"param_penalty must not be negative, found {param_penalty}.")
-    loss_class = partial(_PenalisedDDPGLoss, param_penalty) if param_penalty else DDPGLoss
+    check_number("saturation_penalty", saturation_penalty)
+    if not saturation_penalty >= 0:
+        raise ValueError(f"saturation_penalty must not be negative, found {saturation_penalty}.")
+    loss_class = partial(_PenalisedDDPGLoss, saturation_penalty) if saturation_penalty else DDPGLoss
     loss = loss_class(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
     loss.set_keys(
         state_action_value=critic.out_keys[0],
@@ -112,11 +115,11 @@ def make_ddpg_loss(
 
 
 class _PenalisedDDPGLoss(DDPGLoss):
-    """The actor's loss and the mean square of what it squashes into actions."""
+    """The actor's loss and a penalty on what it squashes, where that is in the tails of tanh."""
 
-    def __init__(self, param_penalty: float, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, saturation_penalty: float, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.param_penalty = param_penalty
+        self.saturation_penalty = saturation_penalty
 
     def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         params: list[Tensor] = []
@@ -127,10 +130,10 @@ class _PenalisedDDPGLoss(DDPGLoss):
             loss, metadata = super().loss_actor(tensordict)
         finally:
             hook.remove()
-        penalty = self._reduce_loss(
-            params[0].square().mean(-1), tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict)
-        )
-        return loss + self.param_penalty * penalty, metadata
+        excess = (params[0].abs() - SATURATED).clamp(min=0)
+        weights = self._maybe_get_priority_weight(tensordict)
+        penalty = self._reduce_loss(excess.square().mean(-1), tensordict=tensordict, weights=weights)
+        return loss + self.saturation_penalty * penalty, metadata
 
 
 class _AgentTD0Estimator(TD0Estimator):

@@ -47,7 +47,7 @@ _TRAINING_OPTIONS = frozenset(
         "actor_warmup",
         "critic_num_cells",
         "n_steps",
-        "param_penalty",
+        "saturation_penalty",
         "reward_rms",
         "reward_size",  # of earlier versions
         "sigma",
