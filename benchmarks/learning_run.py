@@ -79,7 +79,7 @@ class Options:
     """of the training; those reported begin at 100, those below 10 are for tuning"""
     output: Path
     """the JSON file to write, once the run is done"""
-    updates: int = 10_000
+    updates: int = 15_000
     """gradient updates, rounded up so that the last evaluation comes after the last of them"""
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for this run, names and values separated by spaces, over the algorithm's own;
@@ -246,19 +246,17 @@ def analyse(run: TimedRun, options: train_vmas.Options, episodes: int) -> dict[s
     policy = TensorDictSequential(*run.actors.values())
     setting = {"max_steps": options.max_steps, "seed": TEST_SEED}
     found: dict[str, Any] = {"episodes": episodes}
-
-    def reported(mean: float, error: float) -> list[float]:
-        return [round(run.factor * number, 4) for number in (mean, error)]
-
     if len(run.actors) == 1:  # of a team
-        returns = order_sensitivity(env, policy, **setting).returns()
+        sensitivity = order_sensitivity(env, policy, **setting)
+        returns = sensitivity.returns()
         # An order drawn for each episode returns, on average, the mean over the orders.
-        found["orders"] = len(returns)
-        found["another_order"] = reported(*mean_and_stderr((returns[1:].mean(0) - returns[0]).unsqueeze(-1)))
+        others, error = mean_and_stderr((returns[1:].mean(0) - returns[0]).unsqueeze(-1))
+        summary = sensitivity.summary() | {"another_order_difference": others, "another_order_difference_stderr": error}
+        found["order"] = {"orders": len(returns), **{name: round(value, 4) for name, value in summary.items()}}
     differences = channel_value(env, policy, CHANNELS, **setting).differences()
     keys = ("evaluation_return_difference", "evaluation_return_difference_stderr")
     found["channel"] = {
-        label: reported(*(statistics.mean(v for k, v in each.items() if k.endswith(key)) for key in keys))
+        label: [round(statistics.mean(v for k, v in each.items() if k.endswith(key)), 4) for key in keys]
         for label, each in differences.items()
     }
     return found

@@ -28,7 +28,7 @@ from benchmarks.learning_statistics import (
 )
 from benchmarks.suite import SUITE
 
-BUDGETS = (4_000, 10_000)  # updates
+BUDGETS = (5_000, 15_000)  # updates
 FIRST = "hidden_goals_4"  # on the README's first screen
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """
@@ -304,16 +304,18 @@ def analyses(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
     lines = [
         "### Order of the agents and value of the channel",
         "",
-        "Differences of the trained team's score to its own, means over the seeds ± standard errors (of one seed over",
-        "its episodes): with another order of the agents in its communication, drawn at random, and with messages cut,",
-        "lost, noisy (in multiples of a message's root mean square) or rounded.",
+        "Differences of the trained team's return (mean over agents) to its own, means over the seeds ± standard errors",
+        "(of one seed over its episodes): with another order of the agents in its communication, drawn at random, and",
+        "with messages cut, lost, noisy (in multiples of a message's root mean square) or rounded.",
         "",
         f"| task | algorithm | seeds | another order | {' | '.join(channels)} |",
         f"|---|---|{'--:|' * (len(channels) + 2)}",
     ]
     for task, name, found in analysed:
         cells = [task, f"`{name}`", str(len(found))]
-        cells.append(signed([each["another_order"] for each in found if "another_order" in each]))
+        orders = [each["order"] for each in found if "order" in each]
+        names = ("another_order_difference", "another_order_difference_stderr")
+        cells.append(signed([tuple(order[name] for name in names) for order in orders]))
         cells += [signed([each["channel"][channel] for each in found]) for channel in channels]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]

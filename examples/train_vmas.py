@@ -69,11 +69,11 @@ class Options:
     """tell each agent its place in the team, as a one-hot beside its observation"""
     hidden_size: PositiveInt = 48
     """size of a direction's hidden state"""
-    num_cells: tuple[int, ...] = (128,)
+    num_cells: tuple[int, ...] = (64,)
     """widths of the hidden layers of encoder and decoder"""
-    critic_num_cells: tuple[int, ...] = (128, 128)
+    critic_num_cells: tuple[int, ...] = (128, 64)
     """the same of the critic"""
-    n_frequencies: NonNegativeInt = 3
+    n_frequencies: NonNegativeInt = 0
     """of Fourier features of each input of a net"""
     activation_class: Literal["SiLU", "ReLU", "Tanh"] = "SiLU"
     """activation of the hidden layers"""
@@ -105,7 +105,7 @@ class Options:
     """learning rate of the critic (Adam)"""
     actor_warmup: NonNegativeInt = 500
     """updates over which the actor's learning rate rises, so that it does not follow a critic that knows nothing yet"""
-    saturation_penalty: NonNegativeFloat = 0.05
+    saturation_penalty: NonNegativeFloat = 0.0
     """weight in the actor's loss of how far into the tails of tanh its output is, so that actions do not end at their
     bounds while the critic hardly tells them apart"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
