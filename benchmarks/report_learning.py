@@ -304,9 +304,9 @@ def analyses(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
     lines = [
         "### Order of the agents and value of the channel",
         "",
-        "Differences of the trained team's return (mean over agents) to its own, means over the seeds ± standard errors",
-        "(of one seed over its episodes): with another order of the agents in its communication, drawn at random, and",
-        "with messages cut, lost, noisy (in multiples of a message's root mean square) or rounded.",
+        "Differences of the trained team's return (mean over agents) to its own, means over the seeds ± standard",
+        "errors (of one seed over its episodes): with another order of the agents in its communication, drawn at",
+        "random, and with messages cut, lost, noisy (in multiples of a message's root mean square) or rounded.",
         "",
         f"| task | algorithm | seeds | another order | {' | '.join(channels)} |",
         f"|---|---|{'--:|' * (len(channels) + 2)}",
