@@ -117,6 +117,18 @@ class TestOneRun:
         assert set(channel) == set(learning_run.CHANNELS)
         assert channel["cut"][0] != 0
 
+    def test_a_folder_of_other_files_is_not_removed(self, tmp_path):
+        (tmp_path / "mine.txt").touch()
+        with pytest.raises(ValueError, match="--run-folder must be new or an earlier run's, found other files"):
+            tiny(tmp_path / "out" / "a.json", run_folder=tmp_path)
+        assert (tmp_path / "mine.txt").exists()
+
+    def test_an_earlier_run_is_replaced(self, tmp_path):
+        for seed in (3, 4):
+            result = tiny(tmp_path / "a.json", seed=seed, run_folder=tmp_path / "run", team=tmp_path / "team")
+            assert json.loads((tmp_path / "team" / "run.json").read_text())["options"]["seed"] == result["seed"] == seed
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "run", "team"]
+
     def test_nothing_is_written_for_a_task_that_there_is_not(self, tmp_path):
         with pytest.raises(ValueError, match="no 'navigate', only guess_the_sum"):
             tiny(tmp_path / "a.json", task="navigate")

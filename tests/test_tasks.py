@@ -290,6 +290,15 @@ class TestReferences:
             errors = 5 * math.hypot(silent["standard_error"], talking["standard_error"])
             assert (talking["mean"] - silent["mean"] > errors) == task.needs_communication, name
 
+    def test_no_result_is_lost(self, tmp_path):
+        file = tmp_path / "references.json"
+        file.write_text(json.dumps({"tasks": {"navigation": {}}}))
+        with pytest.raises(ValueError, match="--output would lose the results of navigation: give another file"):
+            references.main(references.Options(tasks=("dropout",), output=file))
+        with pytest.raises(ValueError, match="--tasks must be of guess_the_sum, .*, found navigate"):
+            references.main(references.Options(tasks=("navigate",), output=file))
+        assert json.loads(file.read_text()) == {"tasks": {"navigation": {}}}
+
     def test_random_guesses_know_nothing(self):
         """By hand: a guess in [-3, 3] has variance 3, the sum of three numbers in [-1, 1] has variance 1."""
         options = references.Options(episodes=4000)
