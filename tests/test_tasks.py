@@ -295,7 +295,7 @@ class TestReferences:
         file.write_text(json.dumps({"tasks": {"navigation": {}}}))
         with pytest.raises(ValueError, match="--output would lose the results of navigation: give another file"):
             references.main(references.Options(tasks=("dropout",), output=file))
-        with pytest.raises(ValueError, match="--tasks must be of guess_the_sum, .*, found navigate"):
+        with pytest.raises(ValueError, match=r"--tasks must be of guess_the_sum, .*, found navigate"):
             references.main(references.Options(tasks=("navigate",), output=file))
         assert json.loads(file.read_text()) == {"tasks": {"navigation": {}}}
 
