@@ -21,6 +21,7 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks import learning_run
 from benchmarks.algorithms import ALGORITHMS, OURS
 from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
@@ -90,6 +91,9 @@ def main(options: Options) -> int:
     if options.quick:
         options = replace(options, **QUICK)
     jobs = missing(options)
+    for job in jobs:  # options that no run would take are refused before the first one
+        run_options = learning_run.Options(job.task, job.algorithm, job.seed, Path(), recipe=options.recipe)
+        learning_run.train_options(SUITE[job.task], ALGORITHMS[job.algorithm], run_options)
     print(f"{len(jobs)} runs to do", file=sys.stderr)
     failures = run_all(jobs, options)
     left = sum(not job.file(options).exists() for job in jobs) - len(failures)
@@ -185,5 +189,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its processes end too
     try:
         sys.exit(min(main(tyro.cli(Options, description=__doc__)), 1))
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from benchmarks.learning_statistics import (
     seconds_for,
 )
 from benchmarks.suite import SUITE
+from examples import train_vmas
 
 BUDGETS = (5_000, 15_000)  # updates
 FIRST = "hidden_goals_4"  # on the README's first screen
@@ -227,12 +229,16 @@ def other_recipes(runs: dict[str, dict[str, list[Run]]], recipes: Sequence[Run])
 
 
 def changes(options: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """Options with another value than the defaults have; not those that follow from others or say how long it was."""
+    """Options with another value than the defaults have; not those that follow from others or say how long it was.
+
+    Those that a run of the defaults predates have today's.
+    """
+    defaults = asdict(train_vmas.Options()) | defaults
     follow = {"seed", "total_frames", "eval_interval", "frames_per_batch", "buffer_size"}
     found = [
         f"{name} {options[name]}"
-        for name in defaults
-        if name in options and name not in follow and options[name] != defaults[name]
+        for name in options
+        if name in defaults and name not in follow and options[name] != defaults[name]
     ]
     return ", ".join(found) or "nothing"
 

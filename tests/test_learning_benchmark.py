@@ -316,6 +316,13 @@ class TestGrid:
         assert len(started) == 2
         assert all(process.returncode for process in started)
 
+    @pytest.mark.parametrize(("recipe", "message"), [({"n_stps": 1}, "n_stps"), ({"gamma": 2.0}, "gamma: Input")])
+    def test_a_recipe_that_there_is_not_starts_no_run(self, options, recipe, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            learning.main(replace(options, recipe=recipe))
+        assert not self.done(options)
+        assert not options.run_folders.exists()
+
     def test_names_that_there_are_not(self, options):
         with pytest.raises(ValueError, match=r"--tasks must be of guess_the_sum, .* found nowhere"):
             learning.main(replace(options, tasks=("navigation", "nowhere")))
@@ -553,12 +560,15 @@ class TestReport:
         """The defaults stand at -3.5 and the others at -4.5 after 10 updates, with seeds in other folders together."""
         for seed, score in ((3, -4.0), (4, -5.0)):
             run = made_up_run("there", "bicnet", seed, [-10.0, score])
-            run["options"] |= {"max_steps": 50, "seed": seed}
+            run["options"] |= {"max_steps": 50, "n_frequencies": 2, "n_steps": QUICK.n_steps, "seed": seed}
             file = tmp_path / "recipes" / f"short-{seed}" / "bicnet.json"
             file.parent.mkdir(parents=True)
             file.write_text(json.dumps(run))
         text = report_learning.learning(report_learning.read_learning(tmp_path), (10, 20))
-        assert "| there | max_steps 50 | 3, 4 | 10 | -4.500 [-5.000, -4.000] | -3.500 [-4.000, -3.000] | 1 |" in text
+        assert (
+            "| there | max_steps 50, n_frequencies 2 | 3, 4 | 10 | -4.500 [-5.000, -4.000] | -3.500 [-4.000, -3.000] | 1 |"
+            in text
+        )
 
     def test_runs_of_different_options_are_not_averaged(self, tmp_path, results):
         file = tmp_path / "runs" / "there" / "bicnet-seed102.json"
