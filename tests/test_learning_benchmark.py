@@ -565,10 +565,8 @@ class TestReport:
             file.parent.mkdir(parents=True)
             file.write_text(json.dumps(run))
         text = report_learning.learning(report_learning.read_learning(tmp_path), (10, 20))
-        assert (
-            "| there | max_steps 50, n_frequencies 2 | 3, 4 | 10 | -4.500 [-5.000, -4.000] | -3.500 [-4.000, -3.000] | 1 |"
-            in text
-        )
+        scores = "-4.500 [-5.000, -4.000] | -3.500 [-4.000, -3.000]"
+        assert f"| there | max_steps 50, n_frequencies 2 | 3, 4 | 10 | {scores} | 1 |" in text
 
     def test_runs_of_different_options_are_not_averaged(self, tmp_path, results):
         file = tmp_path / "runs" / "there" / "bicnet-seed102.json"
