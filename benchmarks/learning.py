@@ -57,7 +57,7 @@ class Options:
     run_folders: Path = ROOT / "runs" / "learning"
     """where runs are while they go on, and where the logs of failed ones stay"""
     quick: bool = False
-    """a look in a minute, into runs/learning-quick: short runs of one task, whatever these options say"""
+    """see in a minute that it works, in runs/learning-quick: runs of one task, too short to tell anything"""
 
 
 QUICK = {

@@ -47,13 +47,13 @@ class Section(NamedTuple):
 
 
 SECTIONS = [
+    Section("learning", "learning.py", learning, draw_learning, read_learning),
+    Section("learning/messages.json", "messages.py", messages, draw_messages),
     Section("update/one_thread.json", "update.py", update),
     Section("update/two_threads.json", "update.py", update),
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
     Section("communication_layer/cpu_memory_kept.json", "communication_layer.py", communication_layer_memory_kept),
     Section("training_time/cpu.json", "training_time.py", training_time, draw_training_time),
-    Section("learning", "learning.py", learning, draw_learning, read_learning),
-    Section("learning/messages.json", "messages.py", messages, draw_messages),
 ]
 
 

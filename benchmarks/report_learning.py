@@ -363,7 +363,9 @@ def draw_learning(results: dict[str, Any]) -> dict[str, Figure]:
         "seconds.png": draw_curves(runs, references, names, SECONDS, "seconds of collecting and updates"),
     }
     if FIRST in runs:
-        pictures[f"{FIRST}.png"] = draw_curves({FIRST: runs[FIRST]}, references, names, SECONDS, "seconds")
+        pictures[f"{FIRST}.png"] = draw_curves(
+            {FIRST: runs[FIRST]}, references, names, SECONDS, "CPU seconds of training"
+        )
     return pictures
 
 
