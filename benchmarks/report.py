@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.draw_learning import draw_learning
 from benchmarks.report_communication_layer import (
     communication_layer,
     communication_layer_memory_kept,
     draw_communication_layer,
 )
-from benchmarks.report_learning import draw_learning, learning, read_learning
+from benchmarks.report_learning import learning, read_learning
 from benchmarks.report_messages import draw_messages, messages
 from benchmarks.report_training_time import draw_training_time, training_time
 from benchmarks.report_update import update
