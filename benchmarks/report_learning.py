@@ -38,8 +38,8 @@ over the seeds (of fewer than four their mean), in brackets 95% bootstrap interv
   time; between two evaluations in proportion.
 - "in equal seconds": the score when `bicnet` had taken that number of updates, by the median of its seeds. ° the run
   had ended earlier; its last score is used.
-- "test": after the last update, over 1000 start states used for nothing else. "share" and "/ oracle" are of it: start
-  states of the curve may be easier or harder by some standard errors.
+- "test": after the last update, over 1000 start states used for nothing else. "share" and "/ oracle" are of it, beside
+  scripts from the same start states; those of the curve may be easier or harder by some standard errors.
 - "share": 0 for the best script without communication and 1 for the best with it; where the two hardly differ, 0 for
   random actions. "/ oracle": the cost in multiples of the cost of the script with communication.
 - "seconds": CPU seconds of collecting and of updates. Compiling the update, once per run, and evaluations are not among
@@ -104,7 +104,7 @@ def task_table(
 ) -> list[str]:
     first = next(iter(groups.values()))[0]
     scripts = references.get("policies", {})
-    policies = {name: policy["mean"] for name, policy in scripts.items()}
+    policies = {name: policy["test_mean"] for name, policy in scripts.items()}
     head = ["algorithm", "seeds"]
     for updates in budgets:
         head += [f"{updates:,} updates", "in equal seconds"]

@@ -93,7 +93,10 @@ class TestReport:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(run))
         means = {"random": -10.0, "without_communication": -9.5, "with_communication": -5.0}
-        policies = {name: {"mean": mean, "standard_error": 0.25, "episodes": 2000} for name, mean in means.items()}
+        policies = {
+            name: {"mean": mean - 1, "standard_error": 0.25, "episodes": 2000, "test_mean": mean}
+            for name, mean in means.items()
+        }
         there = {"policies": policies, "limits": {"with_communication": -4.5}}
         (tmp_path / "references.json").write_text(json.dumps({"tasks": {"there": there}}))
         return report_learning.read_learning(tmp_path)
@@ -128,7 +131,7 @@ class TestReport:
     def test_scripts_and_limits_are_told(self, results):
         text = report_learning.learning(results, (10, 20))
         assert "Scripts, over 2,000 episodes:" in text
-        assert "random -10.0 ± 0.25, without communication -9.500 ± 0.25, with communication -5.000 ± 0.25." in text
+        assert "random -11.0 ± 0.25, without communication -10.5 ± 0.25, with communication -6.000 ± 0.25." in text
         assert "no policy's mean exceeds: with communication -4.500.\n" in text
 
     def test_other_recipes_are_told_by_what_differs(self, tmp_path, results):
@@ -182,7 +185,7 @@ class TestReport:
         }
         assert ends == {"bicnet": 2.0, "none": 0.5, "mappo": 8.0}
         horizontal = [line.get_ydata()[0] for line in panels[1].lines if line.get_label().startswith("_")]
-        assert horizontal == [-5.0, -9.5]
+        assert horizontal == [-6.0, -10.5]
 
     def test_nothing_was_run(self, tmp_path):
         assert "Not run" in report_learning.learning(report_learning.read_learning(tmp_path))

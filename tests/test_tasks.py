@@ -276,6 +276,8 @@ class TestReferences:
         assert means[2] - means[1] > 5 * errors[1]
         for kind in KINDS:
             assert policies[kind]["mean"] <= task["limits"][kind] + 5 * policies[kind]["standard_error"]
+            assert policies[kind]["test_mean"] == pytest.approx(policies[kind]["mean"], abs=5 * errors[1])
+            assert policies[kind]["test_mean"] != policies[kind]["mean"] or name == "guess_the_sum"
         assert str(tmp_path) not in json.dumps(results)
         assert name in references.table(results)
 
@@ -301,9 +303,8 @@ class TestReferences:
 
     def test_random_guesses_know_nothing(self):
         """By hand: a guess in [-3, 3] has variance 3, the sum of three numbers in [-1, 1] has variance 1."""
-        options = references.Options(episodes=4000)
-        policy = references.policies_of(SUITE["guess_the_sum"], options.seed)["random"]
-        found = references.score(SUITE["guess_the_sum"], policy, options)
+        policy = references.policies_of(SUITE["guess_the_sum"], 0)["random"]
+        found = references.score(SUITE["guess_the_sum"], policy, 4000, 0)
         assert found["mean"] == pytest.approx(-4, abs=5 * found["standard_error"])
 
     def test_scores(self):
