@@ -162,7 +162,7 @@ def networks(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, n_agent_inputs=[0], n_agent_outputs=["2"], hidden_size=[0, 2.5])
     yield from each(name, good, num_cells=[8, (0,), ("8",)], skip=[99, -1], communication=["telepathy", nn.LSTM])
     yield from each(name, good, norm_class=["LayerNorm", nn.BatchNorm1d], activation_class=["relu", nn.ReLU()])
-    yield from each(name, good, encoder=["mlp"], decoder=["mlp"], n_frequencies=[-1, 2.5])
+    yield from each(name, good, encoder=["mlp"], decoder=["mlp"], n_frequencies=[-1, 2.5], n_smooth_inputs=[-1, 100])
     yield from each(name, good | {"share_params": False}, n_agents=[0, None])
     yield from each(name, good, errors=BY_TORCH, device=["gpu"])
     yield row(name, "encoder", lambda: bicnet.BiCNet(5, 2, encoder=nn.Identity()), "Identity")

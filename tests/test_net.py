@@ -10,6 +10,7 @@ from torchrl_bicnet import (
     AttentionCommunication,
     BiCNet,
     BiCNetActor,
+    BiCNetCritic,
     MeanCommunication,
     NoCommunication,
     RecurrentAttentionCommunication,
@@ -301,6 +302,21 @@ class TestFourierFeatures:
         for found in seen:
             torch.testing.assert_close(found, expected)
         assert len(seen) == 2
+
+    def test_an_agents_name_and_smooth_inputs_have_none(self):
+        """By hand: the sine of 45 degrees and its cosine, halved, of the first of two inputs; the rest is left."""
+        seen = []
+        net = BiCNet(2, 1, communication="none", n_frequencies=1, n_smooth_inputs=1, agent_id=True, n_agents=1)
+        net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        net(torch.tensor([[0.25]]), torch.tensor([[0.3]]))
+        root = 0.5**0.5
+        torch.testing.assert_close(seen[0], torch.tensor([[0.25, 0.3, 1.0, root / 2, root / 2]]))
+
+    def test_a_critics_are_of_observations(self):
+        critic = BiCNetCritic(3, 2, n_frequencies=2)
+        assert critic.module.net.encoder[0].in_features == 3 + 2 + 2 * 2 * 3
+        critic = BiCNetCritic(3, 2, n_frequencies=2, n_smooth_inputs=0)
+        assert critic.module.net.encoder[0].in_features == 3 + 2 + 2 * 2 * 5
 
     def test_what_an_agent_may_skip_is_its_own_input(self):
         net = BiCNet(3, 1, communication="none", n_frequencies=2, num_cells=(4,), skip=2)

@@ -194,7 +194,8 @@ class BiCNetCritic(_AgentModule):
             set, giving ``(*B, N, 1)``. Defaults to a :class:`~torchrl_bicnet.BiCNet`.
         in_keys (list of NestedKey, optional): defaults to ``[(group, "observation"), (group, "action")]``.
         out_keys (list of NestedKey, optional): defaults to ``[(group, "state_action_value")]``.
-        **net_options: options of :class:`~torchrl_bicnet.BiCNet`.
+        **net_options: options of :class:`~torchrl_bicnet.BiCNet`. Fourier features (``n_frequencies``) are of the
+            observation, not of the action.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
@@ -225,6 +226,8 @@ class BiCNetCritic(_AgentModule):
         out_keys = _keys("out_keys", out_keys, group, "state_action_value")
         if len(out_keys) != 1:
             raise ValueError(f"The critic writes one key, the state-action value, found out_keys={out_keys}.")
+        if net is None:
+            net_options = {"n_smooth_inputs": n_agent_actions, **net_options}
         net = _make_net(net, n_agent_inputs + n_agent_actions, 1, net_options)
         super().__init__(_MaskedNet(net, mask_key is not None), in_keys, out_keys, group, mask_key)
 

@@ -67,6 +67,9 @@ class BiCNet(nn.Module):
             functions that change over small distances, such as the value of being exactly at a goal, for which it
             takes very long without; the factors leave smooth functions the faster ones. For inputs of the order of 1.
             Defaults to ``0``.
+        n_smooth_inputs (int): the last so many numbers of an agent's input get none of them. A critic's actions should
+            not: its gradient with respect to them, which the actor follows, would change over small distances too.
+            Defaults to ``0``; :class:`~torchrl_bicnet.BiCNetCritic` sets it to the size of its actions.
         n_agents (int, optional): number of agents, needed with ``share_params=False`` and ``agent_id=True`` only.
         device (torch.device, optional): where to create the parameters.
 
@@ -115,6 +118,7 @@ class BiCNet(nn.Module):
         share_params: bool = True,
         agent_id: bool = False,
         n_frequencies: int = 0,
+        n_smooth_inputs: int = 0,
         n_agents: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -123,6 +127,7 @@ class BiCNet(nn.Module):
         check_integer("n_agent_outputs", n_agent_outputs)
         check_integer("hidden_size", hidden_size)
         check_integer("n_frequencies", n_frequencies, least=0)
+        check_integer("n_smooth_inputs", n_smooth_inputs, least=0, most=n_agent_inputs)
         check_type("num_cells", num_cells, Sequence, "a sequence of widths, such as (64,)")
         for width in num_cells:
             check_integer("num_cells", width)
@@ -139,7 +144,10 @@ class BiCNet(nn.Module):
         self.n_agents = None if share_params and not agent_id else n_agents
         self.agent_id = agent_id
         self.n_frequencies = n_frequencies
-        n_inputs = (n_agent_inputs + (n_agents if agent_id and n_agents else 0)) * (1 + 2 * n_frequencies)
+        self._n_rough_inputs = n_agent_inputs - n_smooth_inputs
+        n_inputs = (
+            n_agent_inputs + (n_agents if agent_id and n_agents else 0) + 2 * n_frequencies * self._n_rough_inputs
+        )
         self.n_skipped = _count_skipped(skip, n_inputs)
         mlp = partial(
             _mlp,
@@ -167,7 +175,8 @@ class BiCNet(nn.Module):
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = mask_absent(self._concatenate(inputs), mask)
         if self.n_frequencies:
-            x = mask_absent(_with_fourier_features(x, self.n_frequencies), mask)
+            waves = _fourier_features(x[..., : self._n_rough_inputs], self.n_frequencies)
+            x = mask_absent(torch.cat([x, waves], -1), mask)
         # Masked here too: a layer of the user's own may leave anything in the absent slots.
         heard = mask_absent(self.communication(self.encoder(x), mask), mask)
         out = self.decoder(torch.cat([heard, x[..., : self.n_skipped]], -1))
@@ -202,11 +211,10 @@ class BiCNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _with_fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
-    """``(*B, F) -> (*B, F (1 + 2 n_frequencies))``."""
+def _fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
+    """``(*B, F) -> (*B, 2 F n_frequencies)``."""
     scales = [2**k for k in range(n_frequencies)]
-    waves = [wave(torch.pi * scale * x) / (2 * scale) for scale in scales for wave in (torch.sin, torch.cos)]
-    return torch.cat([x, *waves], -1)
+    return torch.cat([wave(torch.pi * s * x) / (2 * s) for s in scales for wave in (torch.sin, torch.cos)], -1)
 
 
 def _mlp(
