@@ -10,6 +10,7 @@ benchmarks.report` makes tables and pictures of the files.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -119,7 +120,8 @@ def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
     """Run the jobs, some at a time; the last lines of those that failed."""
     waiting, failures = list(jobs), {}
     running: dict[Job, tuple[subprocess.Popen[bytes], Path, float]] = {}
-    deadline = time.monotonic() + 60 * options.max_minutes
+    first = time.monotonic()
+    deadline = first + 60 * options.max_minutes
     try:
         while True:
             if time.monotonic() >= deadline:
@@ -131,12 +133,21 @@ def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
                 if process.poll() is None:
                     continue
                 del running[job]
-                if not job.file(options).exists():
-                    failures[job] = last_lines(log) or f"exit code {process.returncode}"
-                else:
+                if job.file(options).exists():
                     log.unlink()
-                outcome = "failed" if job in failures else "done"
-                print(f"{job}: {outcome} after {time.monotonic() - begin:.0f} s", file=sys.stderr)
+                    mean, error = json.loads(job.file(options).read_text())["test"]["after"]
+                    outcome = f"{mean:.3f} ± {error:.2g} in the test"
+                else:
+                    failures[job] = last_lines(log) or f"exit code {process.returncode}"
+                    outcome = "failed"
+                now = time.monotonic()
+                ended = len(jobs) - len(waiting) - len(running)
+                minutes_left = (now - first) / 60 / ended * (len(jobs) - ended)
+                print(
+                    f"{job}: {outcome} after {now - begin:.0f} s. {ended} of {len(jobs)} runs have ended; "
+                    f"the rest takes about {minutes_left:.0f} minutes",
+                    file=sys.stderr,
+                )
             if not running and not waiting:
                 return failures
             time.sleep(POLL)

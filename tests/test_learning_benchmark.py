@@ -222,11 +222,14 @@ def evaluation(value):
     return Evaluation({"agents": torch.full((6, 2), value)}, lengths=torch.ones(6), seed=0)
 
 
+RESULT = '{"test": {"after": [-1.5, 0.25]}}'
+
+
 class TestGrid:
     @pytest.fixture
     def options(self, tmp_path, monkeypatch):
         """Runs of another program: it writes what a run writes, or fails."""
-        self.lines = "open(output, 'w').write('{}')"
+        self.lines = f"open(output, 'w').write({RESULT!r})"
 
         def command(job, options):
             file = job.file(options)
@@ -246,7 +249,10 @@ class TestGrid:
     def test_what_is_there_is_not_repeated(self, options, capsys):
         assert learning.main(replace(options, seeds=(101,))) == 0
         assert len(self.done(options)) == 4
-        self.lines = "assert '101' not in job; open(output, 'w').write('{}')"
+        told = capsys.readouterr().err
+        assert told.count(": -1.500 ± 0.25 in the test after 0 s.") == 4
+        assert "3 of 4 runs have ended; the rest takes about 0 minutes\n" in told
+        self.lines = f"assert '101' not in job; open(output, 'w').write({RESULT!r})"
         assert learning.main(options) == 0
         assert self.done(options) == [
             f"{task}/{algorithm}-seed{seed}.json"
@@ -274,7 +280,7 @@ class TestGrid:
         assert learning.main(replace(options, tasks=("navigation",), seeds=(100,))) == 2
 
     def test_no_run_is_started_after_the_limit(self, options, capsys):
-        self.lines = "time.sleep(0.3); open(output, 'w').write('{}')"
+        self.lines = f"time.sleep(0.3); open(output, 'w').write({RESULT!r})"
         assert learning.main(replace(options, max_minutes=0.1 / 60)) == 0
         assert len(self.done(options)) == 1
         assert "7 runs are left for later" in capsys.readouterr().out
@@ -284,10 +290,11 @@ class TestGrid:
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_so_many_at_a_time(self, options, jobs):
         self.lines = (
-            "begin = time.monotonic(); time.sleep(0.4); open(output, 'w').write(f'[{begin}, {time.monotonic()}]')"
+            f"import json; begin = time.monotonic(); time.sleep(0.4); result = json.loads({RESULT!r}); "
+            "json.dump({**result, 'span': [begin, time.monotonic()]}, open(output, 'w'))"
         )
         learning.main(replace(options, seeds=(100,), jobs=jobs))
-        spans = [json.loads(file.read_text()) for file in options.output.rglob("*.json")]
+        spans = [json.loads(file.read_text())["span"] for file in options.output.rglob("*.json")]
         at_once = [sum(begin <= start < end for begin, end in spans) for start, _ in spans]
         assert max(at_once) == jobs
 
