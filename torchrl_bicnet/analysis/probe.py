@@ -98,7 +98,7 @@ def linear_probe(actor: BiCNetActor, states: TensorDictBase, knowledge: Tensor) 
         >>> (probe.r2 > 0.5).int().tolist()
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     """
-    check_type("actor", actor, BiCNetActor, "a BiCNetActor")  # not a sequence of several
+    check_type("actor", actor, BiCNetActor, "one BiCNetActor, such as run.actors[group]")
     check_type("states", states, TensorDictBase, "a tensordict")
     check_type("knowledge", knowledge, Tensor, "a tensor (*B, N, K)")
     n_agents = states[actor.in_keys[0]].shape[-2]
