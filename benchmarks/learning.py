@@ -41,7 +41,7 @@ class Options:
     seeds: tuple[int, ...] = (100, 101, 102)
     """of the trainings; the first one of all tasks and algorithms comes before the second. Those below 10 are for
     tuning"""
-    updates: int = 15_000
+    updates: int = 10_000
     """gradient updates of a run"""
     equal_seconds: bool = True
     """algorithms with cheaper updates get more of them, by the factors of benchmarks/algorithms.py, so that curves can

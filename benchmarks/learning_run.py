@@ -79,7 +79,7 @@ class Options:
     """of the training; those reported begin at 100, those below 10 are for tuning"""
     output: Path
     """the JSON file to write, once the run is done"""
-    updates: int = 15_000
+    updates: int = 10_000
     """gradient updates, rounded up so that the last evaluation comes after the last of them"""
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for this run, names and values separated by spaces, over the algorithm's own;

@@ -28,7 +28,7 @@ from benchmarks.learning_statistics import (
 from benchmarks.suite import SUITE
 from examples import train_vmas
 
-BUDGETS = (5_000, 15_000)  # updates
+BUDGETS = (4_000, 10_000)  # updates
 SILENT, ORACLE, RANDOM = "without_communication", "with_communication", "random"
 INTRODUCTION = """
 Each run is one process with one thread. Scores are of the policy without exploration. Numbers are interquartile means

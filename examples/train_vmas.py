@@ -73,8 +73,8 @@ class Options:
     """widths of the hidden layers of encoder and decoder"""
     critic_num_cells: tuple[int, ...] = (128, 64)
     """the same of the critic"""
-    n_frequencies: NonNegativeInt = 0
-    """of Fourier features of each input of a net"""
+    n_frequencies: NonNegativeInt = 3
+    """Fourier features of an agent's observation, of so many frequencies; 0: none"""
     activation_class: Literal["SiLU", "ReLU", "Tanh"] = "SiLU"
     """activation of the hidden layers"""
     share_params: bool = True
@@ -105,7 +105,7 @@ class Options:
     """learning rate of the critic (Adam)"""
     actor_warmup: NonNegativeInt = 500
     """updates over which the actor's learning rate rises, so that it does not follow a critic that knows nothing yet"""
-    saturation_penalty: NonNegativeFloat = 0.0
+    saturation_penalty: NonNegativeFloat = 0.05
     """weight in the actor's loss of how far into the tails of tanh its output is, so that actions do not end at their
     bounds while the critic hardly tells them apart"""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0

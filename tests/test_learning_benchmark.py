@@ -343,15 +343,15 @@ class TestCommand:
             "dispersion",
             "recurrent_attention",
             101,
-            15_000,
+            10_000,
         )
         assert found.recipe == {"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
         assert found.output == learning.RESULTS / "runs" / "dispersion" / "recurrent_attention-seed101.json"
 
     def test_cheap_updates_may_be_more(self):
         assert ALGORITHMS["none"].budget > 1
-        assert self.parsed(Job("dispersion", "none", 100)).updates == round(15_000 * ALGORITHMS["none"].budget)
-        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 15_000
+        assert self.parsed(Job("dispersion", "none", 100)).updates == round(10_000 * ALGORITHMS["none"].budget)
+        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 10_000
 
     def test_one_team_of_a_task_is_kept(self):
         assert self.parsed(Job("dispersion", "bicnet", 100)).team == learning.RESULTS / "teams" / "dispersion"
@@ -396,6 +396,18 @@ class TestRivals:
         same["agents", "observation"][:] = same["agents", "observation"][:, :1].clone()
         action = MADDPGLearner(env, "agents", QUICK).actor(same)["agents", "action"]
         assert (action[:, 0] != action[:, 1]).any()
+
+    @pytest.mark.parametrize("learner_class", [MADDPGLearner, SilentActorsLearner, MAPPOLearner])
+    def test_rivals_have_the_features_that_ours_has(self, env, learner_class):
+        """By hand: of each of six numbers that an agent sees two of each frequency; of actions none."""
+        widths = [
+            next(module.in_features for module in net.modules() if hasattr(module, "in_features"))
+            for n_frequencies in (0, 2)
+            for learner in [learner_class(env, "agents", replace(QUICK, n_frequencies=n_frequencies))]
+            for net in (learner.actor, learner.critic)
+        ]
+        seen = 3 if learner_class is MADDPGLearner else 1  # agents that the critic's first layer sees
+        assert (widths[2] - widths[0], widths[3] - widths[1]) == (24, 24 * seen)
 
     @pytest.fixture
     def mappo(self, env):

@@ -167,7 +167,7 @@ def test_misuse():
         linear_probe(actor, states[:1], knowledge_of(states)[:1])
     with pytest.raises(KeyError, match="episode"):
         linear_probe(actor, states.exclude("episode"), knowledge_of(states))
-    with pytest.raises(TypeError, match="actor must be one BiCNetActor, such as run.actors"):
+    with pytest.raises(TypeError, match="actor must be one BiCNetActor, such as run"):
         linear_probe(actor.module.net, states, knowledge_of(states))
     probe = linear_probe(actor, states, knowledge_of(states))
     with pytest.raises(ValueError, match="receiver must be between 0 and 2, found 3"):

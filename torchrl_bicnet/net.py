@@ -175,7 +175,7 @@ class BiCNet(nn.Module):
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = mask_absent(self._concatenate(inputs), mask)
         if self.n_frequencies:
-            waves = _fourier_features(x[..., : self._n_rough_inputs], self.n_frequencies)
+            waves = fourier_features(x[..., : self._n_rough_inputs], self.n_frequencies)
             x = mask_absent(torch.cat([x, waves], -1), mask)
         # Masked here too: a layer of the user's own may leave anything in the absent slots.
         heard = mask_absent(self.communication(self.encoder(x), mask), mask)
@@ -211,7 +211,7 @@ class BiCNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
+def fourier_features(x: Tensor, n_frequencies: int) -> Tensor:
     """``(*B, F) -> (*B, 2 F n_frequencies)``."""
     scales = [2**k for k in range(n_frequencies)]
     return torch.cat([wave(torch.pi * s * x) / (2 * s) for s in scales for wave in (torch.sin, torch.cos)], -1)
