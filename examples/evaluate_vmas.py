@@ -46,6 +46,8 @@ class Arguments:
     """run folder of train_vmas.py"""
     checkpoint: Literal["last", "best"] = "last"
     """the policy at the end, or the one with the best evaluation during training"""
+    n_agents: PositiveInt | None = None
+    """agents of a team, also another number than in training. Default: as in training, the largest of several"""
     episodes: Episodes = 1000
     """episodes of the evaluation"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = TEST_SEED
@@ -76,12 +78,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    arguments.n_agents = arguments.n_agents or max(run.options.get("n_agents", ()), default=None)
     curves = learning_curves([arguments.run]) if arguments.pictures else []  # of a damaged run: refused at once
     output = arguments.output or arguments.run / "pictures"
     output.mkdir(parents=True, exist_ok=True)
 
     scenario, max_steps = run.options["scenario"], run.options["max_steps"]
-    env = run.make_env(arguments.episodes, seed=arguments.seed)
+    env = run.make_env(arguments.episodes, seed=arguments.seed, n_agents=arguments.n_agents)
     intervals = evaluation_intervals(evaluate(env, run.policy, max_steps=max_steps, seed=arguments.seed), env.group_map)
     print(f"{scenario}: {arguments.episodes} episodes of at most {max_steps} steps")
     print(table(intervals))
@@ -136,7 +139,7 @@ def table(rows: dict[str, Interval]) -> str:
 
 
 def write_film(arguments: Arguments, run: TrainedRun, talking: list[str], path: Path) -> None:
-    env = run.make_env(arguments.film_episodes, seed=arguments.seed)
+    env = run.make_env(arguments.film_episodes, seed=arguments.seed, n_agents=arguments.n_agents)
     arrows = {}
     if arguments.film_arrows and talking:
         group = max(talking, key=lambda group: len(env.group_map[group]))
@@ -158,7 +161,7 @@ def write_pictures(arguments: Arguments, run: TrainedRun, talking: list[str], ou
     """Influence, channel and order, each as a picture and, under the same name, its numbers."""
     if not talking:
         return
-    env = run.make_env(arguments.picture_episodes, seed=arguments.seed)
+    env = run.make_env(arguments.picture_episodes, seed=arguments.seed, n_agents=arguments.n_agents)
     same = {"max_steps": run.options["max_steps"], "seed": arguments.seed}
     states = visited_states(env, run.policy, **same)
     channels = example_channels(max(len(env.group_map[group]) for group in talking))

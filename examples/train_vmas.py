@@ -50,6 +50,9 @@ class Options:
     """VMAS scenario; each group of agents, those of one kind, has its own actor and critic"""
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
+    n_agents: tuple[PositiveInt, ...] = ()
+    """sizes of teams: one network learns all of them at once, of each size in as many environments. Default: the
+    scenario's own n_agents alone"""
     pad: bool = False
     """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: PositiveInt = 100
@@ -159,6 +162,8 @@ class Options:
             raise ValueError(
                 f"frames_per_batch must be a multiple of num_envs, found {self.frames_per_batch} and {self.num_envs}"
             )
+        if self.n_agents and "n_agents" in self.scenario_options:
+            raise ValueError("n_agents is given twice, by n_agents and among scenario_options")
         if self.buffer_size < self.frames_per_batch:
             raise ValueError(f"buffer_size must hold a batch of {self.frames_per_batch}, found {self.buffer_size}")
         return self
@@ -174,6 +179,7 @@ class Learner:
             sigma=options.sigma,
             correlation=options.correlation,
             action_key=self.actor.out_keys[-1],
+            mask_key=self.actor.mask_key,
         )
         self.loss = make_ddpg_loss(  # with the target networks
             self.actor, self.critic, gamma=options.gamma, saturation_penalty=options.saturation_penalty
@@ -215,6 +221,7 @@ def make_envs(options: Options) -> tuple[EnvBase, EnvBase, EnvBase]:
         device=options.device,
         pad=options.pad,
         **options.scenario_options,
+        **({"n_agents": options.n_agents} if options.n_agents else {}),
     )
     return (
         make_env(options.num_envs, seed=options.seed, compile=options.compile),
@@ -282,8 +289,9 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
 
     for batch in collector:  # (num_envs, steps)
         frames_done += options.frames_per_batch
+        masks = {group: batch.get((group, "mask"), None) for group in learners}  # (num_envs, steps, N)
         for group, learner in learners.items():
-            learner.reward_scale.update(batch["next", group, "reward"])
+            learner.reward_scale.update(batch["next", group, "reward"], masks[group])
         replay_buffer.extend(multi_step(batch).reshape(-1).select(*transition_keys, strict=False))
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
@@ -292,7 +300,9 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         for group, learner in learners.items():
             metrics[group]["reward_factor"] = learner.reward_scale.factor
             if ended.any():
-                metrics[group]["training_return"] = batch["next", group, "episode_reward"][ended].mean()
+                returns = batch["next", group, "episode_reward"].squeeze(-1)[ended]  # (episodes, N)
+                present = ... if masks[group] is None else masks[group][ended]
+                metrics[group]["training_return"] = returns[present].mean()
         run.log(frames_done, by_group(metrics))
         if run.due(options.eval_interval):
             run.log_evaluation(run_evaluation())

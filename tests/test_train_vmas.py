@@ -209,6 +209,7 @@ class TestCheckpoints:
 OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "scenario": ({"scenario": "dispersion"}, lambda r: r.values("evaluation_return")[0]),
     "scenario_options": ({"scenario_options": {"n_agents": 3}}, lambda r: len(list(r.folder.rglob("*_agent_3.csv")))),
+    "n_agents": ({"n_agents": (1, 3)}, lambda r: len(list(r.folder.rglob("*_agent_3.csv")))),
     "max_steps": ({"max_steps": 7}, lambda r: r.values("episode_length")[0]),
     "num_envs": ({"num_envs": 8}, lambda r: r.values("loss_value")[0]),
     "seed": ({"seed": 1}, lambda r: r.values("evaluation_return")[0]),
@@ -387,6 +388,8 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"tau": float("nan")}, "tau: Input should be"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),
         ({"device": "gpu"}, "device must be one that torch finds here, such as 'cpu', found 'gpu'"),
+        ({"n_agents": (2, 2)}, "n_agents must be a number or different numbers of agents, found"),
+        ({"n_agents": (2,), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
         ({"communication": "telepathy"}, "communication: Input should be 'lstm', 'gru'"),
         *([] if find_spec("wandb") else [({"logger": "wandb"}, "This run needs wandb: pip install wandb")]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ class Evaluation:
     """Results of :func:`~torchrl_bicnet.evaluate` in the first episode of each of ``E`` environments.
 
     Args:
-        returns (dict): group to the undiscounted return of each of its ``N`` agents, ``(E, N)``, in units of reward.
+        returns (dict): group to the undiscounted return of each of its ``N`` agents, ``(E, N)``, in units of reward;
+            NaN for an agent that was not in the team.
         lengths (Tensor): steps of the episode, ``(E,)``, at most ``max_steps``.
         success (Tensor, optional): whether the task was solved at any step, boolean ``(E,)``; ``None`` if the
             scenario does not report it.
@@ -47,6 +49,8 @@ class Evaluation:
         - ``evaluation_return``: the team's return, which is the mean over its agents, averaged over the episodes;
         - ``evaluation_return_stderr``: its standard error over the episodes, of two or more;
         - ``evaluation_return_agent_INDEX`` and ``evaluation_return_agent_INDEX_stderr``: the same of one agent;
+        - ``evaluation_return_SIZE_agents`` and ``evaluation_return_SIZE_agents_stderr``, if the teams are of several
+          sizes: the same of the teams of a size;
         - ``episode_length``: mean number of steps;
         - ``success_rate``: share of the episodes in which the task was solved, if the scenario reports it
           (:func:`~torchrl_bicnet.envs.outcomes.reported_success` says which do);
@@ -71,8 +75,10 @@ def evaluate(env: EnvBase, policy: Policy, *, max_steps: int, seed: int | None =
     It disturbs nothing: the policy acts in eval mode and gets back the mode of each of its modules, so no statistics
     of a batch norm move; what it draws (dropout, sampling) comes from a random stream of the evaluation's own, on
     CPU and CUDA; the environments of :func:`~torchrl_bicnet.make_vmas_env` have streams of their own too. Only
-    TorchRL's plain ``VmasEnv`` shares one stream with every other in the process. It knows no masks: rewards of absent
-    agents count as the environment gives them.
+    TorchRL's plain ``VmasEnv`` shares one stream with every other in the process.
+
+    Where the environment writes ``(group, "mask")``, ``(num_envs, N)``, an agent's rewards count as long as it was
+    present in the state before the step.
 
     Args:
         env (EnvBase): a vectorised environment of batch size ``(num_envs,)`` with a root ``done`` that writes
@@ -106,17 +112,21 @@ def evaluate(env: EnvBase, policy: Policy, *, max_steps: int, seed: int | None =
         success = torch.zeros_like(start["done"]).squeeze(-1)  # (num_envs,)
         lengths, collisions = torch.zeros((2, *success.shape), dtype=torch.long, device=success.device)
         returns = {group: torch.zeros((), device=success.device) for group in rewards}
+        ever_present = {group: torch.zeros((), dtype=torch.bool, device=success.device) for group in rewards}
         for step in steps:
             for group, key in rewards.items():
                 reward = step.after[key].squeeze(-1)  # (num_envs, N)
-                returns[group] = returns[group] + torch.where(step.running.unsqueeze(-1), reward, 0.0)
+                present = step.state.get((*key[:-1], "mask"), torch.ones_like(reward, dtype=torch.bool))
+                counted = step.running.unsqueeze(-1) & present
+                ever_present[group] = ever_present[group] | counted
+                returns[group] = returns[group] + torch.where(counted, reward, 0.0)
             lengths += step.running
             if succeeded is not None:
                 success |= step.running & succeeded(step.after)
             if collided is not None:
                 collisions += step.running & collided(step.after)
     return Evaluation(
-        returns,
+        {group: torch.where(ever_present[group], each, torch.nan) for group, each in returns.items()},
         lengths,
         success=None if succeeded is None else success,
         collisions=None if collided is None else collisions,
@@ -176,19 +186,23 @@ def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def mean_and_stderr(returns: Tensor) -> tuple[float, float]:
     """The team's mean return and its standard error over the episodes; returns of its agents: ``(E, N)``."""
-    episodes = returns.mean(-1)  # (E,)
+    episodes = returns.nanmean(-1)  # (E,)
+    episodes = episodes[~episodes.isnan()]
     several = len(episodes) > 1
-    return returns.mean().item(), (episodes.std() / len(episodes) ** 0.5).item() if several else float("nan")
+    return episodes.mean().item(), (episodes.std() / len(episodes) ** 0.5).item() if several else float("nan")
 
 
 def _return_metrics(returns: Mapping[str, Tensor], name: str) -> dict[str, float]:
     """Of each group's team and of each of its agents; returns: ``(E, N)``."""
     metrics: dict[str, dict[str, float]] = {}
     for group, values in returns.items():
-        agents = {f"{name}_agent_{i}": agent for i, agent in enumerate(values.split(1, -1))}
+        parts = {name: values} | {f"{name}_agent_{i}": agent for i, agent in enumerate(values.split(1, -1))}
+        sizes = (~values.isnan()).sum(-1)  # (E,)
+        if len(several := sizes.unique().tolist()) > 1:
+            parts |= {f"{name}_{size}_agents": values[sizes == size] for size in several if size}
         metrics[group] = {}
-        for metric, part in ({name: values} | agents).items():
+        for metric, part in parts.items():
             metrics[group][metric], stderr = mean_and_stderr(part)
-            if len(part) > 1:
+            if not math.isnan(stderr):
                 metrics[group][f"{metric}_stderr"] = stderr
     return by_group(metrics)

@@ -160,7 +160,8 @@ class BiCNetActor(_AgentModule):
 
         Keyword Args:
             group (NestedKey, optional): the group. ``None``: the only one.
-            **kwargs: anything the constructor takes; ``device`` defaults to the environment's.
+            **kwargs: anything the constructor takes; ``device`` defaults to the environment's, ``mask_key`` to
+                ``(group, "mask")`` if the environment writes it.
 
         Example:
             >>> from torchrl_bicnet import make_vmas_env
@@ -172,7 +173,7 @@ class BiCNetActor(_AgentModule):
         group = find_group(env, group)
         observations = _keys("in_keys", kwargs.get("in_keys"), group, "observation")
         action = _keys("out_keys", kwargs.get("out_keys"), group, "param", "action")[-1]
-        n_agent_inputs, action_spec = _read_env(env, observations, action, kwargs)
+        n_agent_inputs, action_spec = _read_env(env, group, observations, action, kwargs)
         return cls(n_agent_inputs, action_spec, group=group, **kwargs)
 
 
@@ -236,7 +237,7 @@ class BiCNetCritic(_AgentModule):
         """The critic of an environment's group of agents; see :meth:`~torchrl_bicnet.BiCNetActor.from_env`."""
         group = find_group(env, group)
         *observations, action = _keys("in_keys", kwargs.get("in_keys"), group, "observation", "action")
-        n_agent_inputs, action_spec = _read_env(env, observations, action, kwargs)
+        n_agent_inputs, action_spec = _read_env(env, group, observations, action, kwargs)
         return cls(n_agent_inputs, action_spec.shape[-1], group=group, **kwargs)
 
 
@@ -271,9 +272,12 @@ def _counts_agents(net_options: dict[str, Any]) -> bool:
 
 
 def _read_env(
-    env: EnvBase, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
+    env: EnvBase, group: NestedKey, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
 ) -> tuple[int, TensorSpec]:
-    """The size of an agent's observations and the action's spec; sets the device and team size of a new net."""
+    """The size of an agent's observations and the action's spec; sets mask, device and team size."""
+    mask_key = unravel_key((group, "mask"))
+    if mask_key in env.full_observation_spec.keys(True, True):
+        options.setdefault("mask_key", mask_key)
     n_agent_inputs = sum(agent_spec(env, key).shape[-1] for key in observations)
     action_spec = agent_spec(env, action)
     if options.get("net") is None:

@@ -78,7 +78,7 @@ class OrderSensitivity:
 
     def returns(self) -> Tensor:
         """With each order in each episode, averaged over the group's agents, ``(P, E)``."""
-        return torch.stack([evaluation.returns[self.group].mean(-1) for evaluation in self.evaluations])
+        return torch.stack([evaluation.returns[self.group].nanmean(-1) for evaluation in self.evaluations])
 
 
 def order_sensitivity(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.environment import StreamedEnvironment
+from torchrl_bicnet.envs.mixed_teams import MixedTeams
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 from torchrl_bicnet.tasks import SCENARIOS
 
@@ -73,7 +76,10 @@ def make_vmas_env(
             actions and the state before it; cut them between windows of steps by :func:`~torchrl_bicnet.detach`. With
             ``compile=True`` a second function is compiled at the first step that has any. Defaults to ``False``: they
             stop at the action.
-        **scenario_kwargs: options of the scenario, such as ``n_agents``.
+        **scenario_kwargs: options of the scenario, such as ``n_agents``. Of this one a list or tuple makes teams of
+            several sizes, in turn over the environments of the batch: groups then have as many slots as in the largest
+            team, and ``(group, "mask")``, boolean ``(num_envs, N)``, tells which of them are agents. The environments
+            of a size are those that this size alone has with the same seed.
 
     Returns:
         TransformedEnv: of batch size ``(num_envs,)``.
@@ -113,17 +119,43 @@ def make_vmas_env(
     own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
     if grad_enabled:
         own_options["grad_enabled"] = True
-    environment = _build(scenario, num_envs, device, seed, own_options, scenario_kwargs)
-    names = [agent.name for agent in environment.agents]
-    if group_map is not None and not isinstance(group_map, MarlGroupMapType):
-        _check_groups(group_map, names)
-    if pad:
-        group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
-        environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
-    base_env = VmasBatchWrapper(environment, group_map, max_steps=max_steps)
-    if compile:
-        base_env.compile_step()
-    return TransformedEnv(base_env)
+
+    def make(scenario: str | BaseScenario, num_envs: int, options: dict[str, Any]) -> VmasBatchWrapper:
+        environment = _build(scenario, num_envs, device, seed, own_options, options)
+        names = [agent.name for agent in environment.agents]
+        groups = group_map
+        if groups is not None and not isinstance(groups, MarlGroupMapType):
+            _check_groups(groups, names)
+        if pad:
+            groups = MarlGroupMapType.ALL_IN_ONE_GROUP if groups is None else groups
+            environment.pad(groups if isinstance(groups, dict) else groups.get_group_map(names))
+        env = VmasBatchWrapper(environment, groups, max_steps=max_steps)
+        if compile:
+            env.compile_step()
+        return env
+
+    sizes = scenario_kwargs.get("n_agents")
+    if not isinstance(sizes, list | tuple):
+        return TransformedEnv(make(scenario, num_envs, scenario_kwargs))
+    _check_sizes(sizes, num_envs)
+    return TransformedEnv(
+        MixedTeams(
+            [
+                # Each its own: what make_world draws up is kept in the scenario
+                make(copy.deepcopy(scenario), len(range(k, num_envs, len(sizes))), scenario_kwargs | {"n_agents": size})
+                for k, size in enumerate(sizes)
+            ]
+        )
+    )
+
+
+def _check_sizes(sizes: Sequence[int], num_envs: int) -> None:
+    for size in sizes:
+        check_integer("n_agents", size)
+    if len(set(sizes)) < len(sizes) or not sizes:
+        raise ValueError(f"n_agents must be a number or different numbers of agents, found {sizes}.")
+    if num_envs < len(sizes):
+        raise ValueError(f"num_envs must be {len(sizes)} or more for teams of {len(sizes)} sizes, found {num_envs}.")
 
 
 def _check_groups(group_map: dict[str, list[str]], names: list[str]) -> None:

@@ -52,18 +52,19 @@ def reported_success(env: EnvBase) -> Outcome | None:
     """
     entries = [key for key in _info_entries(env) if key[-1] == "success"]
     if entries:
-        return lambda after: _nonzero(after, entries).all(-1)
-    environment = find_vmas(env)
+        return lambda after: _nonzero(after, entries, absent=True).all(-1)
+    environments = find_vmas(env)
     # VMAS's own time limit ends an episode as its success does.
-    if environment is None or environment.max_steps is not None:
+    if not environments or environments[0].max_steps is not None:
         return None
+    scenario = environments[0].scenario
     # The file of the done() in force: a subclass that has its own reports nothing.
-    done = environment.scenario.done
+    done = scenario.done
     file = Path(done.__code__.co_filename)
     if not is_shipped(done) or file.stem not in _ENDS_IN_SUCCESS:
         return None
     option, needed = _ENDS_WITH.get(file.stem, ("", ""))
-    if getattr(environment.scenario, option, "") != needed:
+    if getattr(scenario, option, "") != needed:
         return None
     failures = [key for key in _info_entries(env) if key[-1] == _FAILURES.get(file.stem)]
     if not failures:
@@ -93,9 +94,9 @@ def reported_collision(env: EnvBase) -> Outcome | None:
         True
     """
     entries = [key for key in _info_entries(env) if "collision" in key[-1]]
-    environment = find_vmas(env)
-    if environment is not None:
-        options = vars(environment.scenario)
+    environments = find_vmas(env)
+    if environments:
+        options = vars(environments[0].scenario)
         penalties = [
             value
             for name, value in options.items()
@@ -111,6 +112,12 @@ def _info_entries(env: EnvBase) -> list[NestedKey]:
     return [key for key in keys if isinstance(key, tuple) and len(key) > 1 and key[-2] == "info"]
 
 
-def _nonzero(after: TensorDictBase, entries: list[NestedKey]) -> Tensor:
-    """``(num_envs, M)``, of all agents of all entries."""
-    return torch.cat([(after[key] != 0).flatten(1) for key in entries], -1)
+def _nonzero(after: TensorDictBase, entries: list[NestedKey], absent: bool = False) -> Tensor:
+    """``(num_envs, M)``, of all agents of all entries; what counts for absent agents."""
+    found = []
+    for key in entries:
+        nonzero, mask = after[key] != 0, after.get((*key[:-2], "mask"), None)
+        if mask is not None:
+            nonzero = torch.where(mask.unsqueeze(-1), nonzero.flatten(2), absent)
+        found.append(nonzero.flatten(1))
+    return torch.cat(found, -1)

@@ -101,10 +101,12 @@ def mosaic(pictures: Sequence[np.ndarray], columns: int | None) -> np.ndarray:
 
 def vmas_environment(env: Any) -> Environment:
     """The VMAS environment inside TorchRL's transforms and wrappers, or VMAS's own."""
-    environment = find_vmas(env)
-    if environment is None:
+    environments = find_vmas(env)
+    if not environments:
         raise TypeError(f"There is no VMAS environment inside {type(env).__name__}; make one with make_vmas_env.")
-    return environment
+    if len(environments) > 1:
+        raise ValueError("Teams of one size can be drawn: make an environment with one n_agents for it.")
+    return environments[0]
 
 
 def check_drawing(

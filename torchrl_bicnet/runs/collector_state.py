@@ -11,7 +11,7 @@ from torchrl.collectors import Collector
 
 from torchrl_bicnet.checks import check_integer, check_type
 from torchrl_bicnet.vmas_state.snapshot import WorldSnapshot, restore, snapshot
-from torchrl_bicnet.vmas_state.unwrap import environment_of
+from torchrl_bicnet.vmas_state.unwrap import environments_of
 
 
 class CollectorState:
@@ -38,7 +38,7 @@ class CollectorState:
 
     def __init__(self, collector: Collector) -> None:
         check_type("collector", collector, Collector, "a Collector")
-        environment_of(collector.env)
+        environments_of(collector.env)
         self.collector = collector
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ EVAL_SEED, TEST_SEED = 1_000_001, 1_000_002
 
 # Options of a run that shape its actors and its environment; one that a run predates has the library's default.
 _NET_OPTIONS = frozenset(inspect.signature(BiCNet.__init__).parameters) - {"self", "n_agents", "device"}
-_ENV_OPTIONS = frozenset({"scenario", "scenario_options", "max_steps", "pad"})
+_ENV_OPTIONS = frozenset({"scenario", "scenario_options", "n_agents", "max_steps", "pad"})
 # Options of examples/train_vmas.py that shape neither.
 _TRAINING_OPTIONS = frozenset(
     [
@@ -93,9 +93,17 @@ class TrainedRun:
         """The actors one after the other, which act for every group."""
         return TensorDictSequential(*self.actors.values())
 
-    def make_env(self, num_envs: int, *, seed: int | None = None) -> EnvBase:
-        """The run's environment, with another number of copies and its own random stream."""
-        return _make_env(self.options, num_envs, self.device, seed)
+    def make_env(self, num_envs: int, *, seed: int | None = None, n_agents: int | None = None) -> EnvBase:
+        """The run's environment, with another number of copies and its own random stream.
+
+        Args:
+            num_envs (int): number of environments.
+
+        Keyword Args:
+            seed (int, optional): of its random stream.
+            n_agents (int, optional): agents of a team, also another number than in the training. ``None``: as there.
+        """
+        return _make_env(self.options, num_envs, self.device, seed, n_agents)
 
 
 def load_run(
@@ -132,7 +140,7 @@ def load_run(
     unknown = sorted(options.keys() - _NET_OPTIONS - _ENV_OPTIONS - _TRAINING_OPTIONS)
     if unknown:
         warnings.warn(f"{folder}: options that this version does not know: {', '.join(unknown)}.", stacklevel=2)
-    env = _make_env(options, 1, device, seed=0)
+    env = _make_env(options, max(len(options.get("n_agents", ())), 1), device, seed=0)
     net_options = {name: value for name, value in options.items() if name in _NET_OPTIONS}
     if "activation_class" in net_options:
         net_options["activation_class"] = getattr(nn, net_options["activation_class"])
@@ -146,10 +154,15 @@ def load_run(
     return TrainedRun(options, actors, device)
 
 
-def _make_env(options: dict[str, Any], num_envs: int, device: torch.device | str, seed: int | None) -> EnvBase:
+def _make_env(
+    options: dict[str, Any], num_envs: int, device: torch.device | str, seed: int | None, n_agents: int | None = None
+) -> EnvBase:
     same = {name: options[name] for name in ("max_steps", "pad") if name in options}
     if not isinstance(options.get("scenario"), str):
         raise ValueError(f"run.json names no scenario, found {options.get('scenario')!r}.")
-    return make_vmas_env(
-        options["scenario"], num_envs, device=device, seed=seed, **same, **options.get("scenario_options", {})
-    )
+    scenario_options = dict(options.get("scenario_options", {}))
+    if sizes := options.get("n_agents"):  # actors of mixed teams read a mask
+        scenario_options["n_agents"] = sizes if n_agents is None else [n_agents]
+    elif n_agents is not None:
+        scenario_options["n_agents"] = n_agents
+    return make_vmas_env(options["scenario"], num_envs, device=device, seed=seed, **same, **scenario_options)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_bicnet.vmas_state.tensor_places import TensorPlaces
-from torchrl_bicnet.vmas_state.unwrap import environment_of
+from torchrl_bicnet.vmas_state.unwrap import environments_of
 
 
 def detach(env: EnvBase) -> None:
@@ -36,8 +36,9 @@ def detach(env: EnvBase) -> None:
         ...     detach(env)
         ...     td = td.detach()
     """
-    places = TensorPlaces.of(environment_of(env))
-    detached: dict[int, Tensor] = {}  # one tensor at several places stays one
-    for place, tensor in enumerate(places.tensors):
-        if tensor.requires_grad:
-            places.put(place, detached.setdefault(id(tensor), tensor.detach()))
+    for environment in environments_of(env):
+        places = TensorPlaces.of(environment)
+        detached: dict[int, Tensor] = {}  # one tensor at several places stays one
+        for place, tensor in enumerate(places.tensors):
+            if tensor.requires_grad:
+                places.put(place, detached.setdefault(id(tensor), tensor.detach()))

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_type
 from torchrl_bicnet.vmas_state.object_graph import SCALARS, ObjectGraph, name_of, set_contents, traverse
-from torchrl_bicnet.vmas_state.unwrap import environment_of, scenario_file
+from torchrl_bicnet.vmas_state.unwrap import environments_of, scenario_file
 
 MADE_BY = "made by"
+TEAMS = "teams"
 _OURS = "torchrl_bicnet."
 
 
@@ -33,7 +35,8 @@ class WorldSnapshot:
         tensors (TensorDict): copies of the tensors and arrays, without batch size, under the path of the first place
             that holds them, such as ``world._agents[0]._state._pos``. ``tensors.memmap(folder)`` saves them.
         plain (dict): JSON values: the contents of each object, list, dict and set by its path, and under ``"made by"``
-            the scenario, options and sizes of the environment. ``json.dump`` saves it.
+            the scenario, options and sizes of the environment. ``json.dump`` saves it. For teams of several sizes it
+            is a list of such dicts under ``"teams"``, and their tensors are under ``"0"``, ``"1"`` and so on.
     """
 
     tensors: TensorDict
@@ -75,8 +78,11 @@ def snapshot(env: EnvBase) -> WorldSnapshot:
         >>> bool((env.step(td)["next"] == first).all())
         True
     """
-    environment = environment_of(env)
-    return _Encoder(environment, traverse(environment)).snapshot()
+    parts = [_Encoder(environment, traverse(environment)).snapshot() for environment in environments_of(env)]
+    if len(parts) == 1:
+        return parts[0]
+    tensors = TensorDict({str(k): part.tensors for k, part in enumerate(parts)}, batch_size=[])
+    return WorldSnapshot(tensors, {TEAMS: [part.plain for part in parts]})
 
 
 def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
@@ -104,10 +110,39 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
         ...
         ValueError: The snapshot is of another environment: num_envs is 4 in the snapshot and 8 here.
     """
-    environment = environment_of(env)
+    environments = environments_of(env)
     check_type("snapshot", snapshot, WorldSnapshot, "a WorldSnapshot")
     check_type("snapshot.plain", snapshot.plain, dict, "a dict")
     check_type("snapshot.tensors", snapshot.tensors, TensorDictBase, "a TensorDict")
+    parts = [snapshot] if len(environments) == 1 else _teams(snapshot, len(environments))
+    for environment, part in zip(environments, parts):
+        _check_origin(environment, part)
+    graphs = [traverse(environment) for environment in environments]
+    decoded = [_Decoder(*each).decode() for each in zip(environments, parts, graphs)]
+    try:
+        # An object comes before those it holds, and a generator copies the contents of the array that holds its state.
+        for obj, contents in reversed([*chain(*decoded)]):
+            set_contents(obj, contents)
+    except Exception as error:
+        for node in reversed([node for here in graphs for node in here.nodes.values()]):
+            set_contents(node.obj, node.contents)
+        raise ValueError(f"The snapshot is damaged: {error!r}.") from error
+
+
+def _teams(snapshot: WorldSnapshot, n_sizes: int) -> list[WorldSnapshot]:
+    """The snapshot of the environments of each size of teams."""
+    plains, found = snapshot.plain.get(TEAMS), list(snapshot.tensors.keys())
+    if not isinstance(plains, list) or len(plains) != n_sizes or sorted(found) != sorted(map(str, range(n_sizes))):
+        sizes = len(plains) if isinstance(plains, list) else 1
+        raise ValueError(f"The snapshot is of another environment, with teams of {sizes} sizes, here are {n_sizes}.")
+    parts = [WorldSnapshot(snapshot.tensors[str(k)], plain) for k, plain in enumerate(plains)]
+    for part in parts:
+        check_type("snapshot.plain", part.plain, dict, "a dict")
+        check_type("snapshot.tensors", part.tensors, TensorDictBase, "a TensorDict")
+    return parts
+
+
+def _check_origin(environment: Environment, snapshot: WorldSnapshot) -> None:
     expected, found = snapshot.plain.get(MADE_BY), _made_by(environment)
     if not isinstance(expected, dict):
         raise ValueError(f"Not a snapshot of a world: expected what made it under {MADE_BY!r}, found {expected!r}.")
@@ -118,16 +153,6 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
     ]
     if differences:
         raise ValueError(f"The snapshot is of another environment: {'; '.join(differences)}.")
-    here = traverse(environment)
-    decoded = _Decoder(environment, snapshot, here).decode()
-    try:
-        # An object comes before those it holds, and a generator copies the contents of the array that holds its state.
-        for obj, contents in reversed(decoded):
-            set_contents(obj, contents)
-    except Exception as error:
-        for node in reversed(here.nodes.values()):
-            set_contents(node.obj, node.contents)
-        raise ValueError(f"The snapshot is damaged: {error!r}.") from error
 
 
 def _dtype_and_shape(tensor: Tensor) -> str:

@@ -11,20 +11,22 @@ from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
 
-def environment_of(env: EnvBase) -> Environment:
-    """The simulator's environment, with a random stream of its own, inside TorchRL's."""
-    environment = find_vmas(env) if isinstance(env, EnvBase) else None
-    if environment is None or not hasattr(environment, "random_stream"):
+def environments_of(env: EnvBase) -> list[Environment]:
+    """The simulator's environments, one for each size of teams, with random streams of their own, inside TorchRL's."""
+    environments = find_vmas(env) if isinstance(env, EnvBase) else []
+    if not environments or not all(hasattr(environment, "random_stream") for environment in environments):
         raise TypeError(f"Expected an environment made by make_vmas_env, found {type(env).__name__}.")
-    return environment
+    return environments
 
 
-def find_vmas(env: Any) -> Environment | None:
-    """The VMAS environment inside TorchRL's transforms and wrappers, or VMAS's own; ``None`` if there is none."""
+def find_vmas(env: Any) -> list[Environment]:
+    """The VMAS environments inside TorchRL's transforms and wrappers, one for each size of teams, or VMAS's own."""
     while env is not None and not isinstance(env, Environment):
+        if "teams" in vars(env):
+            return [environment for team in env.teams for environment in find_vmas(team)]
         deeper = (getattr(env, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
         env = next((layer for layer in deeper if layer is not None and layer is not env), None)
-    return env
+    return [] if env is None else [env]
 
 
 def scenario_file(environment: Environment) -> str:
