@@ -138,16 +138,16 @@ def test_td_target_by_hand(options, mask_key):
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_penalty_by_hand(compile):
-    """Of two agents the second is absent in the second state; 0.4 is squashed from less than 2, 1.96 and 1.98 not."""
+    """Of two agents the second is absent in the second state; 0.4 is squashed from less than 3, the others not."""
     actor = BiCNetActor(1, Bounded(-1.0, 1.0, (2, 1)), net=Weighted(), mask_key=MASK)
     critic = BiCNetCritic(1, 1, net=TeamSum(), mask_key=MASK)
     plain, penalised = (make_ddpg_loss(actor, critic, saturation_penalty=weight) for weight in (0.0, 0.25))
-    observation = torch.tensor([[1.96, 0.4], [-1.98, float("nan")]]).unsqueeze(-1)
+    observation = torch.tensor([[1.992, 0.4], [-1.996, float("nan")]]).unsqueeze(-1)
     flags = {"done": torch.zeros(2, 2, 1, dtype=torch.bool), "terminated": torch.zeros(2, 2, 1, dtype=torch.bool)}
     agents = {"observation": observation, "action": torch.zeros(2, 2, 1)}
     td = TensorDict({"agents": agents, "next": {"agents": {**agents, "reward": torch.ones(2, 2, 1), **flags}}}, [2])
     td[MASK] = td["next", *MASK] = torch.tensor([[True, True], [True, False]])
-    expected = plain(td)["loss_actor"] + 0.25 * ((math.atanh(0.98) - 2) ** 2 + (math.atanh(0.99) - 2) ** 2) / 3
+    expected = plain(td)["loss_actor"] + 0.25 * ((math.atanh(0.996) - 3) ** 2 + (math.atanh(0.998) - 3) ** 2) / 3
     torch.testing.assert_close(penalised(td)["loss_actor"], expected)
     torch.testing.assert_close(penalised(td)["loss_value"], plain(td)["loss_value"])
     update = UpdateStep(penalised, actor_lr=0.0, critic_lr=0.0, tau=0.0, compile=compile)

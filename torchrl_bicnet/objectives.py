@@ -15,7 +15,7 @@ from torchrl_bicnet.checks import check_number
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
-SATURATED = 2.0  # tanh is 0.96 there, and its slope 0.07
+SATURATED = 3.0  # tanh is 0.995 there, and its slope 0.01
 
 
 def make_ddpg_loss(
@@ -54,10 +54,10 @@ def make_ddpg_loss(
         delay_actor (bool): whether to use a target network for the actor too, as the paper does.
             Defaults to ``True``.
         loss_function (str): ``"l2"``, ``"l1"`` or ``"smooth_l1"``. Defaults to ``"l2"``.
-        saturation_penalty (float): weight in the actor's loss of the mean of ``max(|param| - 2, 0)^2``, where
-            ``"param"`` is what the actor squashes into the action: from 2 on, where an action is 0.96 of the way to its
-            bound, the gradient of tanh vanishes, and an actor that gets there while the critic hardly tells actions
-            apart may never come back. Smaller actions are not touched. Defaults to ``0``.
+        saturation_penalty (float): weight in the actor's loss of the mean of ``max(|param| - 3, 0)^2``, where
+            ``"param"`` is what the actor squashes into the action: from 3 on, where an action is 0.995 of the way to
+            its bound, the gradient of tanh vanishes, and an actor that gets there while the critic hardly tells
+            actions apart may never come back. Smaller actions are not touched. Defaults to ``0``.
 
     Returns:
         DDPGLoss: backpropagate ``loss_actor`` and ``loss_value`` only, and update its targets with
