@@ -16,6 +16,7 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.envs.padding import Padding
+from torchrl_bicnet.envs.presence import park, presence, without_absent
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
 from torchrl_bicnet.vmas_state.start_states import SharedStateError, StartStates, reset_one_by_one, reset_rows
@@ -85,7 +86,11 @@ class StreamedEnvironment(Environment):
 
     def step_without_draws(self, actions: list[Tensor]) -> list[Any]:
         """A step that leaves the random streams alone, whose states cannot be swapped while a graph is traced."""
-        return Environment.step.__wrapped__(self, actions if self.padding is None else self.padding.actions(actions))
+        if self.padding is not None:
+            actions = self.padding.actions(actions)
+        if (present := presence(self)) is not None:
+            actions = without_absent(actions, present)
+        return Environment.step.__wrapped__(self, actions)
 
     def reset_rows(
         self, mask: Tensor, observe: Callable[[], Any], observed: Any = None, places: TensorPlaces | None = None
@@ -139,6 +144,8 @@ class StreamedEnvironment(Environment):
                 agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
 
     def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
+        if (present := presence(self)) is not None:
+            park(self, present)
         outputs = super()._get_from_scenario(get_observations, *args, **kwargs)
         if self.padding is not None and get_observations:
             outputs[0] = self.padding.observations(outputs[0])

@@ -43,9 +43,11 @@ class MixedTeams(EnvBase):
         for name in ("action", "observation", "reward", "done", "state"):
             attribute = f"full_{name}_spec_unbatched"
             setattr(self, attribute, _of_largest([getattr(env, attribute) for env in envs], self.group_map))
-        self._masks = {}
+        self._masks = {}  # of groups whose scenario does not write them
         observation: Composite = self.full_observation_spec_unbatched  # type: ignore[has-type]
         for group, names in self.group_map.items():
+            if observation[group].get("mask", None) is not None:
+                continue
             slots = torch.arange(len(names), device=self.device)
             mask = torch.empty(num_envs, len(names), dtype=torch.bool, device=self.device)
             for k, env in enumerate(envs):

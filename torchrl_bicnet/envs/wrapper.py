@@ -16,6 +16,7 @@ from torchrl.envs import VmasWrapper
 from torchrl.envs.utils import MarlGroupMapType
 
 from torchrl_bicnet.envs.environment import StreamedEnvironment
+from torchrl_bicnet.envs.presence import presence
 from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep, Inputs
 
 _DONE = ("done", "terminated", "truncated")
@@ -120,6 +121,7 @@ class VmasBatchWrapper(VmasWrapper):
 
     def _simulate(self, step: Callable[[list[Tensor]], list[Any]], inputs: Inputs) -> tuple[Any, Any]:
         """What is observed after a step, and the entries beside it, by group and at the root."""
+        before = presence(self._environment)
         by_agent: list[Any] = [None] * len(self.agent_names)
         for group, members in self._members.items():
             for i, action in zip(members, inputs[group, "action"].unbind(1)):
@@ -133,6 +135,12 @@ class VmasBatchWrapper(VmasWrapper):
         for group, members in self._members.items():
             # diff_drive makes its rewards on the CPU.
             reward = self._stack([rewards[i] for i in members]).to(self.device)  # (num_envs, N, 1)
+            if before is not None:
+                acted = torch.stack([before[i] for i in members], 1).unsqueeze(-1)
+                reward = torch.where(acted, reward, 0.0)
+                left = acted & ~observed[group]["mask"].unsqueeze(-1)
+                for name in ("done", "terminated"):
+                    added[group][name] = added[group][name] | left
             added[group] |= {"reward": reward, "episode_reward": inputs[group, "episode_reward"] + reward}
         return observed, added
 
@@ -167,7 +175,16 @@ class VmasBatchWrapper(VmasWrapper):
                 if infos[i]:
                     agents[-1]["info"] = {key: value.to(torch.float32) for key, value in infos[i].items()}
             observed[group] = self._stack(agents) if self._uniform[group] else agents
+        for group, mask in self._masks().items():
+            observed[group] = {**_zero_absent(observed[group], mask), "mask": mask}
         return observed
+
+    def _masks(self) -> dict[str, Tensor]:
+        """Of each group who is present, ``(num_envs, N)``; empty if the scenario does not say."""
+        present = presence(self._environment)
+        if present is None:
+            return {}
+        return {group: torch.stack([present[i] for i in members], 1) for group, members in self._members.items()}
 
     def _tensordict(self, observed: dict[str, Any], added: dict[str, Any]) -> TensorDictBase:
         entries = {**added}
@@ -220,7 +237,10 @@ class VmasBatchWrapper(VmasWrapper):
         self.full_done_spec_unbatched = Composite({name: self._flag() for name in _DONE}, device=self.device)
         observation: Composite = self.full_observation_spec_unbatched  # type: ignore[has-type]
         state = Composite(device=self.device)
+        masked = presence(env) is not None
         for group, names in self.group_map.items():
+            if masked:
+                observation[group, "mask"] = self._flag(len(names))[..., 0]
             total = Unbounded((len(names), 1), device=self.device)
             state[group] = Composite(episode_reward=total, shape=(len(names),), device=self.device)
         count = Bounded(0, _NO_LIMIT, shape=(1,), dtype=torch.int64, device=self.device)
@@ -243,3 +263,10 @@ class VmasBatchWrapper(VmasWrapper):
             )
             action = Composite(action=Bounded(low, high, device=self.device), shape=low.shape[:1], device=self.device)
         return observation, action, reward, info
+
+
+def _zero_absent(entries: Any, mask: Tensor) -> Any:
+    """Tensors ``(num_envs, N, ...)``, or dictionaries of them, which are zero for absent agents."""
+    if isinstance(entries, Tensor):
+        return torch.where(mask.reshape(*mask.shape, *[1] * (entries.ndim - 2)), entries, 0)
+    return {key: _zero_absent(entry, mask) for key, entry in entries.items()}

@@ -20,6 +20,7 @@ from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.envs.presence import presence
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
 from torchrl_bicnet.specs import find_group
@@ -159,14 +160,31 @@ def _draw(
     # A viewer of its own, so that one that shows this environment in a window is left alone.
     painted = copy.copy(environment)
     painted.viewer, painted.visible_display = None, None
+    absent = [agent for agent, here in zip(environment.agents, presence(environment) or ()) if not here[index]]
+    if absent:
+        painted.world = copy.copy(environment.world)
+        painted.world._agents = [
+            _ghost(agent, environment) if agent in absent else agent for agent in environment.world.agents
+        ]
     with _drawing_on(canvas), RandomStream(0, environment.device):
         Environment.render.__wrapped__(painted, mode="human", env_index=index, agent_index_focus=agent_index_focus)
     if strength is not None:
         camera = painted.viewer.transform  # from the world to pixels of the window
+        here = torch.tensor([agent not in absent for agent in agents])
+        strength = strength * here * here.unsqueeze(-1)
         positions = torch.stack([agent.state.pos[index] for agent in agents]).double().cpu().numpy()
         radii = [agent.shape.circumscribed_radius() * camera.scale[0] for agent in agents]
         draw_arrows(canvas, positions * camera.scale + camera.translation, radii, strength.numpy())
     return canvas.array()
+
+
+def _ghost(agent: Agent, environment: Environment) -> Agent:
+    """An agent that is not drawn and does not move the camera."""
+    ghost, state = copy.copy(agent), copy.copy(agent.state)
+    origin = torch.tensor(environment.scenario.render_origin, dtype=state.pos.dtype, device=state.pos.device)
+    state._pos = origin.expand_as(state.pos)
+    ghost._state, ghost._render = state, torch.zeros_like(agent.is_rendering)
+    return ghost
 
 
 @contextmanager

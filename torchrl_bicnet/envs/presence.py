@@ -1,0 +1,44 @@
+"""Agents that come and go within an episode, as a scenario says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from vmas.simulator.environment import Environment
+
+PARKING = 1000.0  # where absent agents are, far from everything
+
+
+def presence(environment: Environment) -> list[Tensor] | None:
+    """Which environments each agent is present in, booleans ``(num_envs,)``; ``None`` if the scenario does not say.
+
+    A scenario says so by a method ``is_present(agent)``, beside its ``observation(agent)`` and ``reward(agent)``.
+
+    Raises:
+        TypeError: if that gives anything else.
+    """
+    is_present = getattr(environment.scenario, "is_present", None)
+    if is_present is None:
+        return None
+    found = []
+    for agent in environment.agents:
+        present = is_present(agent)
+        if not isinstance(present, Tensor) or present.dtype != torch.bool or present.shape != (environment.num_envs,):
+            what = f"{present.dtype} {tuple(present.shape)}" if isinstance(present, Tensor) else repr(present)
+            raise TypeError(f"is_present({agent.name}) must give booleans ({environment.num_envs},), found {what}.")
+        found.append(present)
+    return found
+
+
+def without_absent(actions: list[Tensor], present: list[Tensor]) -> list[Tensor]:
+    """Actions, ``(num_envs, a_i)`` each, of which those of absent agents are 0, whatever they were."""
+    return [torch.where(here.unsqueeze(-1), action, 0) for action, here in zip(actions, present)]
+
+
+def park(environment: Environment, present: list[Tensor]) -> None:
+    """Put absent agents where they touch nobody and no sensor sees them, each at a place of its own, at rest."""
+    for i, (agent, here) in enumerate(zip(environment.agents, present)):
+        state, here = agent.state, here.unsqueeze(-1)
+        state.pos = torch.where(here, state.pos, PARKING * (i + 1))
+        state.vel = torch.where(here, state.vel, 0)
+        state.ang_vel = torch.where(here, state.ang_vel, 0)
