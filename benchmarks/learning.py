@@ -120,7 +120,7 @@ def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
     """Run the jobs, some at a time; the last lines of those that failed."""
     waiting, failures = list(jobs), {}
     running: dict[Job, tuple[subprocess.Popen[bytes], Path, float]] = {}
-    first = time.monotonic()
+    first, ended = time.monotonic(), 0
     deadline = first + 60 * options.max_minutes
     try:
         while True:
@@ -140,12 +140,11 @@ def run_all(jobs: Sequence[Job], options: Options) -> dict[Job, str]:
                 else:
                     failures[job] = last_lines(log) or f"exit code {process.returncode}"
                     outcome = "failed"
-                now = time.monotonic()
-                ended = len(jobs) - len(waiting) - len(running)
-                minutes_left = (now - first) / 60 / ended * (len(jobs) - ended)
+                now, ended = time.monotonic(), ended + 1
+                minutes = (now - first) / 60 / ended * (len(jobs) - ended)
                 print(
                     f"{job}: {outcome} after {now - begin:.0f} s. {ended} of {len(jobs)} runs have ended; "
-                    f"the rest takes about {minutes_left:.0f} minutes",
+                    f"all others would take about {minutes:.0f} minutes",
                     file=sys.stderr,
                 )
             if not running and not waiting:

@@ -165,7 +165,7 @@ class TimedRun(Run):
     def log_test(self, when: str, evaluation: Evaluation) -> None:
         super().log_test(when, evaluation)
         returns = torch.cat([*evaluation.returns.values()], -1)  # (E, N)
-        self.scores[when] = mean_and_stderr(self.task.score(returns).unsqueeze(-1))
+        self.scores[when] = mean_and_stderr(self.task.score(returns))
         # What the mean over agents is multiplied by to be the task's number
         self.factor = self.task.score(torch.ones(1, returns.shape[-1])).item()
 
@@ -250,7 +250,7 @@ def analyse(run: TimedRun, options: train_vmas.Options, episodes: int) -> dict[s
         sensitivity = order_sensitivity(env, policy, **setting)
         returns = sensitivity.returns()
         # An order drawn for each episode returns, on average, the mean over the orders.
-        others, error = mean_and_stderr((returns[1:].mean(0) - returns[0]).unsqueeze(-1))
+        others, error = mean_and_stderr(returns[1:].mean(0) - returns[0])
         summary = sensitivity.summary() | {"another_order_difference": others, "another_order_difference_stderr": error}
         found["order"] = {"orders": len(returns), **{name: round(value, 4) for name, value in summary.items()}}
     differences = channel_value(env, policy, CHANNELS, **setting).differences()

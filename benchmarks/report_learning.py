@@ -55,11 +55,13 @@ def read_learning(folder: Path) -> dict[str, Any]:
         ValueError: if runs of an algorithm on a task have options that differ beyond the seed.
     """
     runs: dict[str, dict[str, list[Run]]] = {}
+    today = json.loads(json.dumps(asdict(train_vmas.Options()), default=str))
     for file in sorted(folder.glob("runs/*/*.json")):
         run = json.loads(file.read_text())
         group = runs.setdefault(run["task"], {}).setdefault(run["algorithm"], [])
-        first = (group or [run])[0]["options"]
-        differing = {name for name in first | run["options"] if first.get(name) != run["options"].get(name)} - {"seed"}
+        # An option that a run predates had no other value than today's default.
+        first, own = (today | each["options"] for each in ((group or [run])[0], run))
+        differing = {name for name in own if first[name] != own[name]} - {"seed"}
         if differing:
             raise ValueError(f"{file} is of other options than the runs beside it: {', '.join(sorted(differing))}.")
         group.append(run)

@@ -73,31 +73,32 @@ class Arguments:
     picture_episodes: Episodes = 100
     """episodes of each of these evaluations"""
     output: Path | None = None
-    """folder of film and pictures. Default: `pictures` in the run folder"""
+    """folder of film and pictures. Default: `pictures` in the run folder, for --n-agents a folder of its own there"""
 
 
 def main(arguments: Arguments) -> None:
     run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
-    arguments.n_agents = arguments.n_agents or max(run.options.get("n_agents", ()), default=None)
+    n_agents = arguments.n_agents or max(run.options.get("n_agents", ()), default=None)
     curves = learning_curves([arguments.run]) if arguments.pictures else []  # of a damaged run: refused at once
-    output = arguments.output or arguments.run / "pictures"
+    own = f"{arguments.n_agents}_agents" if arguments.n_agents else ""  # beside those of the training's size
+    output = arguments.output or arguments.run / "pictures" / own
     output.mkdir(parents=True, exist_ok=True)
 
     scenario, max_steps = run.options["scenario"], run.options["max_steps"]
-    env = run.make_env(arguments.episodes, seed=arguments.seed, n_agents=arguments.n_agents)
+    env = run.make_env(arguments.episodes, seed=arguments.seed, n_agents=n_agents)
     intervals = evaluation_intervals(evaluate(env, run.policy, max_steps=max_steps, seed=arguments.seed), env.group_map)
     print(f"{scenario}: {arguments.episodes} episodes of at most {max_steps} steps")
     print(table(intervals))
 
     talking = [group for group, names in env.group_map.items() if len(names) > 1]
-    write_film(arguments, run, talking, output / arguments.film)
+    write_film(arguments, run, n_agents, talking, output / arguments.film)
     if arguments.pictures:
         chosen = {"checkpoint": arguments.checkpoint, "episodes": arguments.episodes, "seed": arguments.seed}
         rows = {name.strip(): dict(zip(("mean", "low", "high"), interval)) for name, interval in intervals.items()}
-        about = {"scenario": scenario, "max_steps": max_steps, **chosen}
+        about = {"scenario": scenario, "n_agents": n_agents, "max_steps": max_steps, **chosen}
         write_json(output / "evaluation.json", {**about, "results": rows})
         plot_learning_curves(curves).savefig(output / "learning_curve.png", dpi=120)
-        write_pictures(arguments, run, talking, output)
+        write_pictures(arguments, run, n_agents, talking, output)
     print(f"{'Film, pictures and their numbers are' if arguments.pictures else 'The film is'} in {output}")
 
 
@@ -105,9 +106,14 @@ def evaluation_intervals(evaluation: Evaluation, group_map: dict[str, list[str]]
     """Means and rates with their 95% intervals: Student's for means over episodes, Wilson's for rates."""
     rows = {}
     for group, returns in evaluation.returns.items():
-        rows[f"{group}, return of the team"] = mean_interval(returns.mean(-1))
+        rows[f"{group}, return of the team"] = mean_interval(evaluation.team_returns()[group])
         if len(group_map[group]) > 1:
-            rows |= {f"  {name}": mean_interval(each) for name, each in zip(group_map[group], returns.unbind(-1))}
+            present = torch.ones_like(returns).bool() if evaluation.present is None else evaluation.present[group]
+            rows |= {
+                f"  {name}": mean_interval(each[here])
+                for name, each, here in zip(group_map[group], returns.unbind(-1), present.unbind(-1))
+                if here.sum() > 1
+            }
     rows["steps"] = mean_interval(evaluation.lengths)
     if evaluation.success is not None:
         rows["success rate"] = rate_interval(evaluation.success)
@@ -138,8 +144,8 @@ def table(rows: dict[str, Interval]) -> str:
     return "\n".join(lines)
 
 
-def write_film(arguments: Arguments, run: TrainedRun, talking: list[str], path: Path) -> None:
-    env = run.make_env(arguments.film_episodes, seed=arguments.seed, n_agents=arguments.n_agents)
+def write_film(arguments: Arguments, run: TrainedRun, n_agents: int | None, talking: list[str], path: Path) -> None:
+    env = run.make_env(arguments.film_episodes, seed=arguments.seed, n_agents=n_agents)
     arrows = {}
     if arguments.film_arrows and talking:
         group = max(talking, key=lambda group: len(env.group_map[group]))
@@ -157,11 +163,13 @@ def write_film(arguments: Arguments, run: TrainedRun, talking: list[str], path: 
     save_film(frames, path)
 
 
-def write_pictures(arguments: Arguments, run: TrainedRun, talking: list[str], output: Path) -> None:
+def write_pictures(
+    arguments: Arguments, run: TrainedRun, n_agents: int | None, talking: list[str], output: Path
+) -> None:
     """Influence, channel and order, each as a picture and, under the same name, its numbers."""
     if not talking:
         return
-    env = run.make_env(arguments.picture_episodes, seed=arguments.seed, n_agents=arguments.n_agents)
+    env = run.make_env(arguments.picture_episodes, seed=arguments.seed, n_agents=n_agents)
     same = {"max_steps": run.options["max_steps"], "seed": arguments.seed}
     states = visited_states(env, run.policy, **same)
     channels = example_channels(max(len(env.group_map[group]) for group in talking))

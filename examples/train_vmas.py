@@ -51,8 +51,8 @@ class Options:
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
     n_agents: tuple[PositiveInt, ...] = ()
-    """sizes of teams: one network learns all of them at once, of each size in as many environments. Default: the
-    scenario's own n_agents alone"""
+    """several sizes of teams that one network learns at once, each in as many environments, give or take one. Default:
+    the scenario's own n_agents alone"""
     pad: bool = False
     """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: PositiveInt = 100
@@ -164,6 +164,12 @@ class Options:
             )
         if self.n_agents and "n_agents" in self.scenario_options:
             raise ValueError("n_agents is given twice, by n_agents and among scenario_options")
+        if len(self.n_agents) == 1:
+            raise ValueError(f"n_agents must be several sizes, found {self.n_agents[0]}; for one use scenario_options")
+        for name in ("num_envs", "eval_episodes", "test_episodes"):
+            if getattr(self, name) < len(self.n_agents):
+                found = f"found {getattr(self, name)} and {len(self.n_agents)}"
+                raise ValueError(f"{name} must be at least the number of sizes in n_agents, {found}")
         if self.buffer_size < self.frames_per_batch:
             raise ValueError(f"buffer_size must hold a batch of {self.frames_per_batch}, found {self.buffer_size}")
         return self
@@ -301,8 +307,11 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
             metrics[group]["reward_factor"] = learner.reward_scale.factor
             if ended.any():
                 returns = batch["next", group, "episode_reward"].squeeze(-1)[ended]  # (episodes, N)
-                present = ... if masks[group] is None else masks[group][ended]
-                metrics[group]["training_return"] = returns[present].mean()
+                n_agents = returns.shape[-1]
+                if masks[group] is not None:  # those that were there, in this batch or before it
+                    seen = masks[group].any(1, keepdim=True).expand_as(masks[group])[ended]
+                    n_agents = (seen | (returns != 0)).sum(-1).clamp(min=1)
+                metrics[group]["training_return"] = (returns.sum(-1) / n_agents).mean()
         run.log(frames_done, by_group(metrics))
         if run.due(options.eval_interval):
             run.log_evaluation(run_evaluation())

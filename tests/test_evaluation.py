@@ -144,9 +144,9 @@ class TestScenariosOfVmas:
         # The same ends without a fall are the goal.
         after = env.fake_tensordict()["next"]
         after["terminated"][:] = True
-        assert reported_success(env)(after).all()
+        assert reported_success(env)(after, after).all()
         after["agents", "info", "ground_rew"][3] = -10.0
-        assert reported_success(env)(after).tolist() == [True] * 3 + [False] + [True] * 6
+        assert reported_success(env)(after, after).tolist() == [True] * 3 + [False] + [True] * 6
 
     @pytest.mark.parametrize(
         ("scenario", "options", "success", "collisions"),

@@ -251,7 +251,7 @@ class TestGrid:
         assert len(self.done(options)) == 4
         told = capsys.readouterr().err
         assert told.count(": -1.500 ± 0.25 in the test after 0 s.") == 4
-        assert "3 of 4 runs have ended; the rest takes about 0 minutes\n" in told
+        assert "3 of 4 runs have ended; all others would take about 0 minutes\n" in told
         self.lines = f"assert '101' not in job; open(output, 'w').write({RESULT!r})"
         assert learning.main(options) == 0
         assert self.done(options) == [
@@ -283,7 +283,9 @@ class TestGrid:
         self.lines = f"time.sleep(0.3); open(output, 'w').write({RESULT!r})"
         assert learning.main(replace(options, max_minutes=0.1 / 60)) == 0
         assert len(self.done(options)) == 1
-        assert "7 runs are left for later" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "7 runs are left for later" in told.out
+        assert "1 of 8 runs have ended" in told.err
         assert learning.main(replace(options, max_minutes=0)) == 0
         assert len(self.done(options)) == 1
 

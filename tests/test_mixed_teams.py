@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
+from torchrl.envs.utils import ExplorationType, MarlGroupMapType, check_env_specs, set_exploration_type
 from torchrl.objectives import SoftUpdate
 from vmas.scenarios.navigation import Scenario as Navigation
 
@@ -24,6 +24,7 @@ from torchrl_bicnet import (
     restore,
     snapshot,
 )
+from torchrl_bicnet.analysis import order_sensitivity
 from torchrl_bicnet.rendering import render
 
 pytestmark = IGNORED_WARNINGS
@@ -46,6 +47,16 @@ def of_size(td, k):
     part = entries(td[k :: len(SIZES)])
     agents = td.ndim
     return {key: tensor.narrow(agents, 0, SIZES[k]) if "agents" in key else tensor for key, tensor in part.items()}
+
+
+class Strength(Navigation):
+    """Agents are stronger in larger teams."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        for agent in world.agents:
+            agent.action._u_range = float(len(world.agents))
+        return world
 
 
 class Sides:
@@ -104,6 +115,17 @@ class TestEnvironment:
         sides.step()
         sides.assert_equal()
 
+    @pytest.mark.parametrize("scenario", ["navigation", "discovery"])  # the second draws in its steps
+    def test_a_reset_of_one_size_leaves_the_streams_of_the_others_alone(self, scenario):
+        mixed = make_vmas_env(scenario, 4, n_agents=(2, 3), seed=3)
+        alone = make_vmas_env(scenario, 2, n_agents=3, seed=3)
+        td, start = mixed.reset(), alone.reset()
+        for _ in range(3):
+            td = mixed.reset(td.set("_reset", torch.tensor([[True], [False], [False], [False]])))
+        assert torch.equal(td["agents", "observation"][1::2], start["agents", "observation"])
+        td, start = mixed.reset(), alone.reset()
+        assert torch.equal(td["agents", "observation"][1::2], start["agents", "observation"])
+
     @pytest.mark.slow
     def test_compiled_it_is_the_same(self):
         sides = Sides(compile=True)
@@ -155,12 +177,24 @@ class TestEnvironment:
             ("navigation", (2, 2), "n_agents must be a number or different numbers of agents, found"),
             ("navigation", [], "n_agents must be a number or different numbers of agents, found"),
             ("navigation", (2, 0), "n_agents must be at least 1, found 0"),
-            ("navigation", tuple(range(1, 10)), "num_envs must be 9 or more for teams of 9 sizes, found 8"),
+            ("navigation", range(1, 10), "num_envs must be 9 or more for teams of 9 sizes, found 8"),
+            (Strength(), (2, 3), "'action' of 'agents' has other bounds in a team of 2 than in the largest one"),
         ],
     )
     def test_what_cannot_be_one_batch_is_refused(self, scenario, n_agents, said):
         with pytest.raises(ValueError, match=said):
             make_vmas_env(scenario, 8, n_agents=n_agents)
+
+    @pytest.mark.parametrize(
+        ("group_map", "said"),
+        [
+            ({"agents": ["agent_0", "agent_1"]}, "group_map must be a MarlGroupMapType with teams of several sizes"),
+            (MarlGroupMapType.ONE_GROUP_PER_AGENT, "Teams of several sizes need the same groups of agents"),
+        ],
+    )
+    def test_groups_that_not_all_have_are_refused(self, group_map, said):
+        with pytest.raises(ValueError, match=said):
+            make_vmas_env("navigation", 8, n_agents=(2, 3), group_map=group_map)
 
     def test_a_team_of_one_size_is_drawn_and_several_are_refused(self):
         assert render(make_vmas_env("navigation", 2, n_agents=(3,)), 1, width=50).shape == (50, 50, 3)
@@ -234,9 +268,10 @@ def test_evaluations_count_the_agents_that_there_are():
     actor = BiCNetActor.from_env(env, **NET)
     found = evaluate(env, actor, max_steps=5, seed=11)
     returns = found.returns["agents"]
-    assert torch.equal(returns.isnan(), ~env.reset()[MASK])
+    assert torch.equal(found.present["agents"], env.reset()[MASK])
     summary = found.summary()
-    teams = returns.nanmean(-1)
+    teams = found.team_returns()["agents"]
+    torch.testing.assert_close(teams, returns.sum(-1) / torch.tensor(SIZES).repeat(3))
     assert summary["evaluation_return"] == pytest.approx(teams.mean().item(), abs=1e-6)
     for k, size in enumerate(SIZES):
         alone = make_vmas_env("navigation", 3, n_agents=size, max_steps=5)
@@ -246,15 +281,45 @@ def test_evaluations_count_the_agents_that_there_are():
         torch.testing.assert_close(returns[k::3, :size], expected.returns["agents"])
         assert torch.equal(found.success[k::3], expected.success)
         assert torch.equal(found.collisions[k::3], expected.collisions)
-        assert summary[f"evaluation_return_{size}_agents"] == pytest.approx(teams[k::3].mean().item(), abs=1e-6)
+        assert summary[f"evaluation_return_team_of_{size}"] == pytest.approx(teams[k::3].mean().item(), abs=1e-6)
+
+
+def test_actions_vary_with_the_order_of_the_teams_that_an_agent_is_in():
+    """Agents 2 and 3 are in the teams of four alone: the others do not count."""
+    torch.manual_seed(0)
+    mixed, alone = (make_vmas_env("navigation", n, n_agents=sizes) for n, sizes in ((6, (2, 4)), (3, (4,))))
+    actor = BiCNetActor.from_env(mixed, **NET)
+    found, expected = (order_sensitivity(env, actor, max_steps=3, seed=0, max_orders=3) for env in (mixed, alone))
+    torch.testing.assert_close(found.action_std[2:], expected.action_std[2:])
+    assert (found.action_std[:2] != expected.action_std[:2]).all()
 
 
 class TestScript:
+    def test_absent_agents_are_left_out_of_what_is_collected(self, tmp_path, monkeypatch):
+        counted, stored = [], []
+        update, extend = RewardScale.update, train_vmas.TensorDictReplayBuffer.extend
+
+        def count(self, rewards, mask):
+            counted.append((rewards.clone(), mask.clone()))
+            update(self, rewards, mask)
+
+        monkeypatch.setattr(RewardScale, "update", count)
+        buffer = train_vmas.TensorDictReplayBuffer
+        monkeypatch.setattr(buffer, "extend", lambda self, td: stored.append(td.clone()) or extend(self, td))
+        result = run(tmp_path, n_agents=(2, 3), num_envs=4, max_steps=5, n_steps=1)
+        for (rewards, mask), batch, shown in zip(counted, stored, result.values("training_return")):
+            assert not batch[ACTION][~batch[MASK]].any()
+            assert torch.equal(mask.flatten(0, 1), batch[MASK])
+            # Two episodes of five steps in each of the four environments
+            returns = rewards.squeeze(-1).unflatten(1, (2, 5)).sum(2).sum(-1) / mask[:, ::5].sum(-1)
+            assert shown == pytest.approx(returns.mean().item(), abs=1e-5)
+        assert len(stored) == 3
+
     def test_one_network_is_trained_for_all_sizes_and_goes_on_to_the_bit(self, tmp_path, capsys):
         options = {"n_agents": (2, 3), "num_envs": 5, "checkpoint_interval": 40}
         result = run(tmp_path, **options)
         tests, losses = result.tests(), result.values("loss_value")
-        assert len(result.values("evaluation_return_3_agents")) == len(result.values("evaluation_return"))
+        assert len(result.values("evaluation_return_team_of_3")) == len(result.values("evaluation_return"))
         older = sorted((result.folder / "checkpoints").glob("*.torchrl"))[0]
         train_vmas.main(train_vmas.Options(resume=older))
         assert (result.tests(), result.values("loss_value")) == (tests, losses)

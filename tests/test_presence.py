@@ -15,6 +15,7 @@ from tests.helpers_vmas import IGNORED_WARNINGS, assert_close, play
 from tests.quick import run
 from tests.test_objectives import TeamSum, Weighted
 from torchrl_bicnet import BiCNetActor, BiCNetCritic, evaluate, make_ddpg_loss, make_vmas_env
+from torchrl_bicnet.envs.outcomes import reported_collision
 from torchrl_bicnet.rendering import render
 
 pytestmark = IGNORED_WARNINGS
@@ -187,7 +188,20 @@ class TestLearning:
         policy = BiCNetActor.from_env(env, communication="none")
         assert policy.mask_key == MASK
         assert evaluate(env, policy, max_steps=5).returns["agents"].tolist() == [[5, 4, 9], [5, 4, 9]]
-        assert evaluate(env, policy, max_steps=2).returns["agents"].isnan().tolist() == 2 * [[False, False, True]]
+        short = evaluate(env, policy, max_steps=2)
+        assert short.present["agents"].tolist() == 2 * [[True, True, False]]
+        assert short.team_returns()["agents"].tolist() == [3, 3]  # (2 + 4) / 2
+        assert "evaluation_return_agent_2" not in short.summary()
+
+    def test_who_leaves_by_a_collision_has_collided(self):
+        env = make_vmas_env("navigation", 2, n_agents=(2,))
+        before, after = env.reset(), env.fake_tensordict()["next"]
+        after["agents", "info", "agent_collisions"][:] = torch.tensor([[0.0, -1.0], [0.0, 0.0]]).unsqueeze(-1)
+        after[MASK] = torch.tensor([[True, False], [True, True]])
+        collided = reported_collision(env)
+        assert collided(before, after).tolist() == [True, False]
+        before[MASK] = after[MASK].clone()
+        assert collided(before, after).tolist() == [False, False]
 
     def test_the_script_trains_and_goes_on_to_the_bit(self, tmp_path):
         options = {"scenario": "dispersion_energy", "scenario_options": {"energy": 6}, "checkpoint_interval": 40}

@@ -12,9 +12,11 @@ from benchmarks import references
 from benchmarks.references import KINDS, haste, mean_distance, reach, silence
 from benchmarks.scripted_policies import go
 from benchmarks.suite import SUITE
+from examples import train_vmas
 from tests.helpers_vmas import assert_close, play, simulator
-from torchrl_bicnet import BiCNetActor, make_vmas_env
+from torchrl_bicnet import BiCNetActor, Evaluation, make_vmas_env
 from torchrl_bicnet.rendering import render
+from torchrl_bicnet.runs import TEST_SEED
 from torchrl_bicnet.tasks import SCENARIOS
 
 OPTIONS = {"hidden_goals": {"n_agents": 3, "random_seers": True}}
@@ -280,6 +282,21 @@ class TestReferences:
             assert policies[kind]["test_mean"] != policies[kind]["mean"] or name == "guess_the_sum"
         assert str(tmp_path) not in json.dumps(results)
         assert name in references.table(results)
+
+    def test_scripts_start_where_trained_teams_are_tested(self, monkeypatch, tmp_path):
+        starts = []
+        monkeypatch.setattr(
+            references, "evaluate", lambda env, *args, **keywords: starts.append((env, keywords)) or done
+        )
+        done = Evaluation({"agents": torch.zeros(2, 3)}, torch.ones(2))
+        references.main(references.Options(("guess_the_sum",), 4, output=tmp_path / "references.json"))
+        env, keywords = starts[1]
+        options = train_vmas.Options(
+            scenario="guess_the_sum", scenario_options={"n_agents": 3}, max_steps=1, num_envs=2
+        )
+        test_env = train_vmas.make_envs(options)[2]
+        env.set_seed(keywords["seed"]), test_env.set_seed(TEST_SEED)
+        assert torch.equal(observe(env), observe(test_env))
 
     def test_the_committed_ones_are_those_of_the_suite(self):
         results = json.loads(references.Options().output.read_text())

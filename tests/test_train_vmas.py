@@ -367,7 +367,10 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scenario": "navigatoin"}, "Unknown scenario 'navigatoin'; this package has guess_the_sum"),
+        (
+            {"scenario": "navigatoin"},
+            "Unknown scenario 'navigatoin'; this package has dispersion_energy,",
+        ),
         ({"scenario_options": {"n_agent": 3}}, "no option n_agent; it has"),
         ({"pad": True}, "nothing to pad"),
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
@@ -389,7 +392,9 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),
         ({"device": "gpu"}, "device must be one that torch finds here, such as 'cpu', found 'gpu'"),
         ({"n_agents": (2, 2)}, "n_agents must be a number or different numbers of agents, found"),
-        ({"n_agents": (2,), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
+        ({"n_agents": (2, 4), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
+        ({"n_agents": (2,)}, "n_agents must be several sizes, found 2"),
+        ({"n_agents": (2, 3, 4), "eval_episodes": 2}, "eval_episodes must be at least the number of sizes in n_agents"),
         ({"communication": "telepathy"}, "communication: Input should be 'lstm', 'gru'"),
         *([] if find_spec("wandb") else [({"logger": "wandb"}, "This run needs wandb: pip install wandb")]),
     ],

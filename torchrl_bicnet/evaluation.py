@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
@@ -21,14 +21,15 @@ class Evaluation:
     """Results of :func:`~torchrl_bicnet.evaluate` in the first episode of each of ``E`` environments.
 
     Args:
-        returns (dict): group to the undiscounted return of each of its ``N`` agents, ``(E, N)``, in units of reward;
-            NaN for an agent that was not in the team.
+        returns (dict): group to the undiscounted return of each of its ``N`` agents, ``(E, N)``, in units of reward.
         lengths (Tensor): steps of the episode, ``(E,)``, at most ``max_steps``.
         success (Tensor, optional): whether the task was solved at any step, boolean ``(E,)``; ``None`` if the
             scenario does not report it.
         collisions (Tensor, optional): in how many steps at least one agent collided, ``(E,)``; ``None`` if the
             scenario does not report it.
         seed (int, optional): what the start states were drawn from; ``None`` if they cannot be reproduced.
+        present (dict, optional): group to whether each of its agents was ever in the team, boolean ``(E, N)``;
+            ``None`` if all always were.
 
     Example:
         >>> import torch
@@ -42,6 +43,15 @@ class Evaluation:
     success: Tensor | None = None
     collisions: Tensor | None = None
     seed: int | None = None
+    present: dict[str, Tensor] | None = None
+
+    def team_returns(self) -> dict[str, Tensor]:
+        """Group to the return of its team, ``(E,)``: the mean over its agents that were ever there, 0 without any."""
+        return {group: _over_agents(returns, self._present(group)) for group, returns in self.returns.items()}
+
+    def _present(self, group: str) -> Tensor:
+        returns = self.returns[group]
+        return torch.ones_like(returns, dtype=torch.bool) if self.present is None else self.present[group]
 
     def summary(self) -> dict[str, float]:
         """The metrics by name; with several groups the first four start with ``GROUP/``.
@@ -49,7 +59,7 @@ class Evaluation:
         - ``evaluation_return``: the team's return, which is the mean over its agents, averaged over the episodes;
         - ``evaluation_return_stderr``: its standard error over the episodes, of two or more;
         - ``evaluation_return_agent_INDEX`` and ``evaluation_return_agent_INDEX_stderr``: the same of one agent;
-        - ``evaluation_return_SIZE_agents`` and ``evaluation_return_SIZE_agents_stderr``, if the teams are of several
+        - ``evaluation_return_team_of_SIZE`` and ``evaluation_return_team_of_SIZE_stderr``, if the teams are of several
           sizes: the same of the teams of a size;
         - ``episode_length``: mean number of steps;
         - ``success_rate``: share of the episodes in which the task was solved, if the scenario reports it
@@ -57,7 +67,8 @@ class Evaluation:
         - ``collision_rate``: share of the episodes with at least one collision, if the scenario reports them
           (:func:`~torchrl_bicnet.envs.outcomes.reported_collision`).
         """
-        metrics = _return_metrics(self.returns, "evaluation_return")
+        present = {group: self._present(group) for group in self.returns}
+        metrics = _return_metrics(self.team_returns(), self.returns, present, "evaluation_return")
         metrics["episode_length"] = self.lengths.double().mean().item()
         if self.success is not None:
             metrics["success_rate"] = self.success.double().mean().item()
@@ -113,25 +124,35 @@ def evaluate(env: EnvBase, policy: Policy, *, max_steps: int, seed: int | None =
         lengths, collisions = torch.zeros((2, *success.shape), dtype=torch.long, device=success.device)
         returns = {group: torch.zeros((), device=success.device) for group in rewards}
         ever_present = {group: torch.zeros((), dtype=torch.bool, device=success.device) for group in rewards}
+        masked = False
         for step in steps:
             for group, key in rewards.items():
                 reward = step.after[key].squeeze(-1)  # (num_envs, N)
-                present = step.state.get((*key[:-1], "mask"), torch.ones_like(reward, dtype=torch.bool))
-                counted = step.running.unsqueeze(-1) & present
+                present = _mask(step.state, key[:-1], reward)
+                masked |= present is not None
+                counted = step.running.unsqueeze(-1)
+                counted = counted.expand_as(reward) if present is None else counted & present
                 ever_present[group] = ever_present[group] | counted
                 returns[group] = returns[group] + torch.where(counted, reward, 0.0)
             lengths += step.running
             if succeeded is not None:
-                success |= step.running & succeeded(step.after)
+                success |= step.running & succeeded(step.state, step.after)
             if collided is not None:
-                collisions += step.running & collided(step.after)
+                collisions += step.running & collided(step.state, step.after)
     return Evaluation(
-        {group: torch.where(ever_present[group], each, torch.nan) for group, each in returns.items()},
+        returns,
         lengths,
         success=None if succeeded is None else success,
         collisions=None if collided is None else collisions,
         seed=seed,
+        present=ever_present if masked else None,
     )
+
+
+def _mask(state: TensorDictBase, group: tuple[str, ...], reward: Tensor) -> Tensor | None:
+    """The mask of the agents present, ``(num_envs, N)``, if there is one."""
+    mask = state.get((*group, "mask"), None)
+    return mask if mask is not None and mask.dtype == torch.bool and mask.shape == reward.shape else None
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]:
@@ -169,8 +190,13 @@ def paired_difference(first: Evaluation, second: Evaluation) -> dict[str, float]
     shapes = [{group: tuple(r.shape) for group, r in evaluation.returns.items()} for evaluation in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"Expected returns of the same groups and shapes, found {shapes[0]} and {shapes[1]}.")
-    differences = {group: returns - second.returns[group] for group, returns in first.returns.items()}
-    return _return_metrics(differences, "evaluation_return_difference")
+    teams, others = first.team_returns(), second.team_returns()
+    return _return_metrics(
+        {group: returns - others[group] for group, returns in teams.items()},
+        {group: returns - second.returns[group] for group, returns in first.returns.items()},
+        {group: first._present(group) & second._present(group) for group in first.returns},
+        "evaluation_return_difference",
+    )
 
 
 def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,25 +210,33 @@ def by_group(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{group}/{name}" if several else name: one for group, each in values.items() for name, one in each.items()}
 
 
-def mean_and_stderr(returns: Tensor) -> tuple[float, float]:
-    """The team's mean return and its standard error over the episodes; returns of its agents: ``(E, N)``."""
-    episodes = returns.nanmean(-1)  # (E,)
-    episodes = episodes[~episodes.isnan()]
+def mean_and_stderr(episodes: Tensor) -> tuple[float, float]:
+    """Mean and standard error of a number of each episode, ``(E,)``; of a single one the error is NaN."""
     several = len(episodes) > 1
     return episodes.mean().item(), (episodes.std() / len(episodes) ** 0.5).item() if several else float("nan")
 
 
-def _return_metrics(returns: Mapping[str, Tensor], name: str) -> dict[str, float]:
-    """Of each group's team and of each of its agents; returns: ``(E, N)``."""
+def _over_agents(returns: Tensor, present: Tensor) -> Tensor:
+    """The mean over the agents present, ``(E, N) -> (E,)``; 0 without any."""
+    return torch.where(present, returns, 0.0).sum(-1) / present.sum(-1).clamp(min=1)
+
+
+def _return_metrics(
+    teams: Mapping[str, Tensor], returns: Mapping[str, Tensor], present: Mapping[str, Tensor], name: str
+) -> dict[str, float]:
+    """Of each group's team, ``(E,)``, of teams of each size, and of each agent, ``(E, N)``, where it was present."""
     metrics: dict[str, dict[str, float]] = {}
-    for group, values in returns.items():
-        parts = {name: values} | {f"{name}_agent_{i}": agent for i, agent in enumerate(values.split(1, -1))}
-        sizes = (~values.isnan()).sum(-1)  # (E,)
+    for group, team in teams.items():
+        here = present[group]
+        agents = enumerate(zip(returns[group].unbind(-1), here.unbind(-1)))
+        parts = {name: team} | {f"{name}_agent_{i}": values[was_there] for i, (values, was_there) in agents}
+        sizes = here.sum(-1)  # (E,)
         if len(several := sizes.unique().tolist()) > 1:
-            parts |= {f"{name}_{size}_agents": values[sizes == size] for size in several if size}
+            parts |= {f"{name}_team_of_{size}": team[sizes == size] for size in several}
         metrics[group] = {}
         for metric, part in parts.items():
-            metrics[group][metric], stderr = mean_and_stderr(part)
-            if not math.isnan(stderr):
+            if len(part) > 0:
+                metrics[group][metric], stderr = mean_and_stderr(part)
+            if len(part) > 1:
                 metrics[group][f"{metric}_stderr"] = stderr
     return by_group(metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class BiCNetActor(_AgentModule):
         Keyword Args:
             group (NestedKey, optional): the group. ``None``: the only one.
             **kwargs: anything the constructor takes; ``device`` defaults to the environment's, ``mask_key`` to
-                ``(group, "mask")`` if the environment writes it.
+                ``(group, "mask")`` if the environment writes it, ``(*B, N)`` boolean, and no ``net`` is given.
 
         Example:
             >>> from torchrl_bicnet import make_vmas_env
@@ -196,7 +197,7 @@ class BiCNetCritic(_AgentModule):
         in_keys (list of NestedKey, optional): defaults to ``[(group, "observation"), (group, "action")]``.
         out_keys (list of NestedKey, optional): defaults to ``[(group, "state_action_value")]``.
         **net_options: options of :class:`~torchrl_bicnet.BiCNet`. Fourier features (``n_frequencies``) are of the
-            observation, not of the action.
+            observation, not of the action, the last of ``in_keys``.
 
     Reference: Peng et al., *Multiagent Bidirectionally-Coordinated Nets*, 2017, https://arxiv.org/abs/1703.10069.
 
@@ -275,12 +276,13 @@ def _read_env(
     env: EnvBase, group: NestedKey, observations: list[NestedKey], action: NestedKey, options: dict[str, Any]
 ) -> tuple[int, TensorSpec]:
     """The size of an agent's observations and the action's spec; sets mask, device and team size."""
-    mask_key = unravel_key((group, "mask"))
-    if mask_key in env.full_observation_spec.keys(True, True):
-        options.setdefault("mask_key", mask_key)
     n_agent_inputs = sum(agent_spec(env, key).shape[-1] for key in observations)
     action_spec = agent_spec(env, action)
     if options.get("net") is None:
+        mask_key = unravel_key((group, "mask"))
+        mask = env.full_observation_spec.get(mask_key, None)
+        if mask is not None and mask.dtype == torch.bool and mask.shape == action_spec.shape[:-1]:
+            options.setdefault("mask_key", mask_key)
         options.setdefault("device", env.device)
         if _counts_agents(options):
             options.setdefault("n_agents", action_spec.shape[-2])

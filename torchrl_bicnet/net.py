@@ -144,10 +144,9 @@ class BiCNet(nn.Module):
         self.n_agents = None if share_params and not agent_id else n_agents
         self.agent_id = agent_id
         self.n_frequencies = n_frequencies
-        self._n_rough_inputs = n_agent_inputs - n_smooth_inputs
-        n_inputs = (
-            n_agent_inputs + (n_agents if agent_id and n_agents else 0) + 2 * n_frequencies * self._n_rough_inputs
-        )
+        self.n_smooth_inputs = n_smooth_inputs
+        n_named = n_agent_inputs + (n_agents if agent_id and n_agents else 0)
+        n_inputs = n_named + 2 * n_frequencies * (n_agent_inputs - n_smooth_inputs)
         self.n_skipped = _count_skipped(skip, n_inputs)
         mlp = partial(
             _mlp,
@@ -175,7 +174,7 @@ class BiCNet(nn.Module):
             raise ValueError("Batch norm mixes the absent agents into the others; a net that holds one takes no mask.")
         x = mask_absent(self._concatenate(inputs), mask)
         if self.n_frequencies:
-            waves = fourier_features(x[..., : self._n_rough_inputs], self.n_frequencies)
+            waves = fourier_features(x[..., : self.n_agent_inputs - self.n_smooth_inputs], self.n_frequencies)
             x = mask_absent(torch.cat([x, waves], -1), mask)
         # Masked here too: a layer of the user's own may leave anything in the absent slots.
         heard = mask_absent(self.communication(self.encoder(x), mask), mask)

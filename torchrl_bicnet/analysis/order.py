@@ -71,14 +71,14 @@ class OrderSensitivity:
         returns = self.returns()
         rows = []
         for order, each in zip(self.orders.tolist(), returns):
-            difference, stderr = mean_and_stderr((each - returns[0]).unsqueeze(-1))
+            difference, stderr = mean_and_stderr(each - returns[0])
             row = {"order": order, "return": each.mean().item()}
             rows.append(row | {"return_difference": difference, "return_difference_stderr": stderr})
         return rows
 
     def returns(self) -> Tensor:
         """With each order in each episode, averaged over the group's agents, ``(P, E)``."""
-        return torch.stack([evaluation.returns[self.group].nanmean(-1) for evaluation in self.evaluations])
+        return torch.stack([evaluation.team_returns()[self.group] for evaluation in self.evaluations])
 
 
 def order_sensitivity(
@@ -127,9 +127,10 @@ def order_sensitivity(
             evaluations.append(evaluate(env, policy, max_steps=max_steps, seed=seed))
             with torch.no_grad(), in_eval_mode(actor):
                 actions.append(actor(states.copy())[actor.out_keys[1]])  # (S, N, a)
-    variance = torch.stack(actions).var(0, correction=0)
+    variance = torch.stack(actions).var(0, correction=0).mean(-1)  # (S, N)
+    counted = torch.ones_like(variance) if actor.mask_key is None else states[actor.mask_key].to(variance)
     name = actor.group if isinstance(actor.group, str) else "/".join(actor.group)
-    return OrderSensitivity(orders, evaluations, variance.mean((0, -1)).sqrt(), name)
+    return OrderSensitivity(orders, evaluations, (variance * counted).sum(0).div(counted.sum(0)).sqrt(), name)
 
 
 def _actor(policy: TensorDictModuleBase, group: NestedKey | None) -> BiCNetActor:

@@ -73,7 +73,7 @@ def plot_channel_value(value: ChannelValue) -> Figure:
     groups = list(value.intact.returns)
     figure = _figure(5.0 * len(groups), 1.8 + 0.28 * len(rows))
     for axes, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups):
-        means, errors = zip(*(mean_and_stderr(evaluation.returns[group]) for evaluation in rows.values()))
+        means, errors = zip(*(mean_and_stderr(evaluation.team_returns()[group]) for evaluation in rows.values()))
         axes.axvline(means[0], color="grey", linestyle="--", linewidth=1)
         axes.errorbar(means, range(len(rows)), xerr=errors, fmt="o", markersize=4, capsize=2)
         axes.set(xlabel="return per agent", title=group if len(groups) > 1 else "", yticks=range(len(rows)))

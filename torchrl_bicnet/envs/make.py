@@ -73,9 +73,9 @@ def make_vmas_env(
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
             does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
             Defaults to ``False``.
-        compile (bool): traces the step once and compiles it into a few fused loops, which takes 5 to 30 seconds and
-            a C++ compiler, and some seconds once they are cached. Outputs are equal up to rounding. Defaults to
-            ``False``.
+        compile (bool): traces the step once and compiles it into a few fused loops, which takes 5 to 30 seconds, for
+            each size of teams, and a C++ compiler, and some seconds once they are cached. Outputs are equal up to
+            rounding. Defaults to ``False``.
         grad_enabled (bool): lets gradients through the step, from rewards, observations and the state after it to the
             actions and the state before it; cut them between windows of steps by :func:`~torchrl_bicnet.detach`. With
             ``compile=True`` a second function is compiled at the first step that has any. Defaults to ``False``: they
@@ -89,8 +89,9 @@ def make_vmas_env(
         TransformedEnv: of batch size ``(num_envs,)``.
 
     Raises:
-        ValueError: for ``pad=True`` with nothing to pad, or ``compile=True`` where a step reads a tensor on the host
-            or prints, or a reset changes more than tensors.
+        ValueError: for teams of several sizes whose agents differ in what they observe, more of them than
+            environments, or names in ``group_map`` with them; for ``pad=True`` with nothing to pad; for
+            ``compile=True`` where a step reads a tensor on the host or prints, or a reset changes more than tensors.
         RuntimeError: for ``compile=True`` without a C++ compiler.
         TypeError: for an option that the scenario does not have, which VMAS itself only warns of.
 
@@ -139,9 +140,9 @@ def make_vmas_env(
         return env
 
     sizes = scenario_kwargs.get("n_agents")
-    if not isinstance(sizes, list | tuple):
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         return TransformedEnv(make(scenario, num_envs, scenario_kwargs))
-    _check_sizes(sizes, num_envs)
+    _check_sizes(sizes, num_envs, group_map)
     return TransformedEnv(
         MixedTeams(
             [
@@ -153,7 +154,9 @@ def make_vmas_env(
     )
 
 
-def _check_sizes(sizes: Sequence[int], num_envs: int) -> None:
+def _check_sizes(sizes: Sequence[int], num_envs: int, group_map: object) -> None:
+    if isinstance(group_map, dict):
+        raise ValueError("group_map must be a MarlGroupMapType with teams of several sizes, found agents by name.")
     for size in sizes:
         check_integer("n_agents", size)
     if len(set(sizes)) < len(sizes) or not sizes:

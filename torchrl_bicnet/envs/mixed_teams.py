@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Categorical, Composite
 from torchrl.envs import EnvBase
 
+from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 
 
@@ -32,7 +33,7 @@ class MixedTeams(EnvBase):
         first = envs[0]
         num_envs = sum(env.batch_size[0] for env in envs)
         super().__init__(device=first.device, batch_size=[num_envs], allow_done_after_reset=True)
-        self.teams = list(envs)
+        self.envs = list(envs)
         self.group_map = {group: max((env.group_map[group] for env in envs), key=len) for group in first.group_map}
         for env in envs:
             if env.group_map.keys() != self.group_map.keys() or not all(env._uniform.values()):
@@ -56,34 +57,39 @@ class MixedTeams(EnvBase):
             observation[group, "mask"] = Categorical(2, shape=slots.shape, dtype=torch.bool, device=self.device)
         self.full_observation_spec_unbatched = observation
 
+    @property
+    def vmas_environments(self) -> list[StreamedEnvironment]:
+        """The simulator's environments, which whoever asks for them may change."""
+        return [env._env for env in self.envs]
+
     def to(self, device: torch.device | str) -> MixedTeams:
-        for env in self.teams:
+        for env in self.envs:
             env.to(device)
         self._masks = {group: mask.to(device) for group, mask in self._masks.items()}
         return super().to(device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return self._together([env._step(self._of_team(tensordict, k)) for k, env in enumerate(self.teams)])
+        return self._together([env._step(self._of_team(tensordict, k)) for k, env in enumerate(self.envs)])
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         picked = None if tensordict is None else tensordict.get("_reset", None)
         parts = []
-        for k, env in enumerate(self.teams):
+        for k, env in enumerate(self.envs):
             mask = None if picked is None else TensorDict({"_reset": self._rows(picked, k)}, env.batch_size)
             parts.append(env._reset(mask))
         return self._together(parts)
 
     def _set_seed(self, seed: int | None) -> None:
-        for env in self.teams:
+        for env in self.envs:
             env._set_seed(seed)
 
     def _rows(self, tensor: Tensor, k: int) -> Tensor:
-        return tensor[k :: len(self.teams)]
+        return tensor[k :: len(self.envs)]
 
     def _of_team(self, tensordict: TensorDictBase, k: int) -> TensorDictBase:
         """What a step of the environments of the ``k``-th size reads."""
-        read = TensorDict({"step_count": self._rows(tensordict["step_count"], k)}, self.teams[k].batch_size)
-        for group, names in self.teams[k].group_map.items():
+        read = TensorDict({"step_count": self._rows(tensordict["step_count"], k)}, self.envs[k].batch_size)
+        for group, names in self.envs[k].group_map.items():
             for name in ("action", "episode_reward"):
                 read[group, name] = self._rows(tensordict[group, name], k)[:, : len(names)]
         return read

@@ -13,8 +13,8 @@ from torchrl.envs import EnvBase
 
 from torchrl_bicnet.vmas_state.unwrap import find_vmas, is_shipped
 
-# From the entries after a step, ("next", ...) of the transition, to (num_envs,) boolean.
-Outcome = Callable[[TensorDictBase], Tensor]
+# From the entries before a step, which tell who was present, and those after it to (num_envs,) boolean.
+Outcome = Callable[[TensorDictBase, TensorDictBase], Tensor]
 
 # Scenarios of VMAS 1.5.2 whose done() is true when the task is solved, and never otherwise but for `_FAILURES`, read in
 # their sources.
@@ -41,8 +41,8 @@ def reported_success(env: EnvBase) -> Outcome | None:
         env (EnvBase): the environment.
 
     Returns:
-        callable or None: ``("next", ...)`` of a transition of batch size ``(num_envs,)`` to booleans ``(num_envs,)``;
-        ``None`` if the scenario does not report success.
+        callable or None: a transition of batch size ``(num_envs,)``, given as the state before it and its
+        ``("next", ...)``, to booleans ``(num_envs,)``; ``None`` if the scenario does not report success.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env
@@ -52,7 +52,7 @@ def reported_success(env: EnvBase) -> Outcome | None:
     """
     entries = [key for key in _info_entries(env) if key[-1] == "success"]
     if entries:
-        return lambda after: _nonzero(after, entries, absent=True).all(-1)
+        return lambda before, after: _nonzero(before, after, entries, absent=True).all(-1)
     environments = find_vmas(env)
     # VMAS's own time limit ends an episode as its success does.
     if not environments or environments[0].max_steps is not None:
@@ -68,8 +68,8 @@ def reported_success(env: EnvBase) -> Outcome | None:
         return None
     failures = [key for key in _info_entries(env) if key[-1] == _FAILURES.get(file.stem)]
     if not failures:
-        return lambda after: after["terminated"].squeeze(-1)
-    return lambda after: after["terminated"].squeeze(-1) & ~_nonzero(after, failures).any(-1)
+        return lambda before, after: after["terminated"].squeeze(-1)
+    return lambda before, after: after["terminated"].squeeze(-1) & ~_nonzero(before, after, failures).any(-1)
 
 
 def reported_collision(env: EnvBase) -> Outcome | None:
@@ -84,8 +84,8 @@ def reported_collision(env: EnvBase) -> Outcome | None:
         env (EnvBase): the environment.
 
     Returns:
-        callable or None: ``("next", ...)`` of a transition of batch size ``(num_envs,)`` to booleans ``(num_envs,)``;
-        ``None`` if the scenario does not report collisions.
+        callable or None: a transition of batch size ``(num_envs,)``, given as the state before it and its
+        ``("next", ...)``, to booleans ``(num_envs,)``; ``None`` if the scenario does not report collisions.
 
     Example:
         >>> from torchrl_bicnet import make_vmas_env
@@ -104,7 +104,7 @@ def reported_collision(env: EnvBase) -> Outcome | None:
         ]
         if (penalties and not any(penalties)) or options.get("collisions") is False:
             return None
-    return (lambda after: _nonzero(after, entries).any(-1)) if entries else None
+    return (lambda before, after: _nonzero(before, after, entries).any(-1)) if entries else None
 
 
 def _info_entries(env: EnvBase) -> list[NestedKey]:
@@ -112,12 +112,13 @@ def _info_entries(env: EnvBase) -> list[NestedKey]:
     return [key for key in keys if isinstance(key, tuple) and len(key) > 1 and key[-2] == "info"]
 
 
-def _nonzero(after: TensorDictBase, entries: list[NestedKey], absent: bool = False) -> Tensor:
-    """``(num_envs, M)``, of all agents of all entries; what counts for absent agents."""
+def _nonzero(before: TensorDictBase, after: TensorDictBase, entries: list[NestedKey], absent: bool = False) -> Tensor:
+    """``(num_envs, M)``, of all agents of all entries; ``absent`` stands for agents that were not there."""
     found = []
     for key in entries:
-        nonzero, mask = after[key] != 0, after.get((*key[:-2], "mask"), None)
+        nonzero, mask = (after[key] != 0).flatten(1), before.get((*key[:-2], "mask"), None)
         if mask is not None:
-            nonzero = torch.where(mask.unsqueeze(-1), nonzero.flatten(2), absent)
-        found.append(nonzero.flatten(1))
+            per_agent = nonzero.unflatten(1, (mask.shape[1], -1))
+            nonzero = torch.where(mask.unsqueeze(-1), per_agent, absent).flatten(1)
+        found.append(nonzero)
     return torch.cat(found, -1)

@@ -188,7 +188,7 @@ class Run:
 
     def log_test(self, when: str, evaluation: Evaluation) -> None:
         """Keep the team's return in each test episode, ``"before"`` or ``"after"`` the training, for :meth:`finish`."""
-        teams = {group: {when: returns.nanmean(-1).tolist()} for group, returns in evaluation.returns.items()}
+        teams = {group: {when: returns.tolist()} for group, returns in evaluation.team_returns().items()}
         self.tests.update(by_group(teams))
 
     def due(self, interval: int) -> bool:

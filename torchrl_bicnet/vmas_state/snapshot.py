@@ -114,7 +114,7 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
     check_type("snapshot", snapshot, WorldSnapshot, "a WorldSnapshot")
     check_type("snapshot.plain", snapshot.plain, dict, "a dict")
     check_type("snapshot.tensors", snapshot.tensors, TensorDictBase, "a TensorDict")
-    parts = [snapshot] if len(environments) == 1 else _teams(snapshot, len(environments))
+    parts = [snapshot] if len(environments) == 1 else _by_size(snapshot, len(environments))
     for environment, part in zip(environments, parts):
         _check_origin(environment, part)
     graphs = [traverse(environment) for environment in environments]
@@ -129,7 +129,7 @@ def restore(env: EnvBase, snapshot: WorldSnapshot) -> None:
         raise ValueError(f"The snapshot is damaged: {error!r}.") from error
 
 
-def _teams(snapshot: WorldSnapshot, n_sizes: int) -> list[WorldSnapshot]:
+def _by_size(snapshot: WorldSnapshot, n_sizes: int) -> list[WorldSnapshot]:
     """The snapshot of the environments of each size of teams."""
     plains, found = snapshot.plain.get(TEAMS), list(snapshot.tensors.keys())
     if not isinstance(plains, list) or len(plains) != n_sizes or sorted(found) != sorted(map(str, range(n_sizes))):
@@ -143,6 +143,8 @@ def _teams(snapshot: WorldSnapshot, n_sizes: int) -> list[WorldSnapshot]:
 
 
 def _check_origin(environment: Environment, snapshot: WorldSnapshot) -> None:
+    if TEAMS in snapshot.plain:
+        raise ValueError("The snapshot is of another environment, with teams of several sizes, here they are of one.")
     expected, found = snapshot.plain.get(MADE_BY), _made_by(environment)
     if not isinstance(expected, dict):
         raise ValueError(f"Not a snapshot of a world: expected what made it under {MADE_BY!r}, found {expected!r}.")

@@ -22,8 +22,8 @@ def environments_of(env: EnvBase) -> list[Environment]:
 def find_vmas(env: Any) -> list[Environment]:
     """The VMAS environments inside TorchRL's transforms and wrappers, one for each size of teams, or VMAS's own."""
     while env is not None and not isinstance(env, Environment):
-        if "teams" in vars(env):
-            return [environment for team in env.teams for environment in find_vmas(team)]
+        if (several := getattr(env, "vmas_environments", None)) is not None:
+            return several
         deeper = (getattr(env, name, None) for name in ("base_env", "_env", "env", "unwrapped"))
         env = next((layer for layer in deeper if layer is not None and layer is not env), None)
     return [] if env is None else [env]
