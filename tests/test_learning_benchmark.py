@@ -12,9 +12,8 @@ import pytest
 import torch
 import tyro
 
-from benchmarks import learning, learning_run, report_learning
+from benchmarks import grid, learning, learning_run, report_learning
 from benchmarks.algorithms import ALGORITHMS
-from benchmarks.learning import Job
 from benchmarks.learning_run import TimedRun, first_batch_excess, train_options
 from benchmarks.rivals.maddpg import MADDPGLearner
 from benchmarks.rivals.mappo import MAPPOLearner
@@ -231,13 +230,16 @@ class TestGrid:
         """Runs of another program: it writes what a run writes, or fails."""
         self.lines = f"open(output, 'w').write({RESULT!r})"
 
-        def command(job, options):
-            file = job.file(options)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            return [sys.executable, "-c", f"import sys, time\noutput, job = {str(file)!r}, '{job}'\n{self.lines}"]
+        job_of = learning.job_of
 
-        monkeypatch.setattr(learning, "command_of", command)
-        monkeypatch.setattr(learning, "POLL", 0.02)
+        def other(*arguments):
+            job = job_of(*arguments)
+            job.result.parent.mkdir(parents=True, exist_ok=True)
+            code = f"import sys, time\noutput, job = {str(job.result)!r}, {job.name!r}\n{self.lines}"
+            return replace(job, command=(sys.executable, "-c", code))
+
+        monkeypatch.setattr(learning, "job_of", other)
+        monkeypatch.setattr(grid, "POLL", 0.02)
         tasks, algorithms = ("guess_the_sum", "navigation"), ("bicnet", "none")
         return learning.Options(
             tasks, algorithms, (100, 101), output=tmp_path / "out", run_folders=tmp_path / "running"
@@ -265,7 +267,8 @@ class TestGrid:
         assert "0 runs to do" in capsys.readouterr().err
 
     def test_the_first_seed_of_all_comes_first(self, options):
-        assert [job.seed for job in learning.missing(options)] == 4 * [100] + 4 * [101]
+        seeds = [job.name[-3:] for job in learning.plan(options)]
+        assert seeds == 4 * ["100"] + 4 * ["101"]
 
     def test_a_failure_is_reported_and_stops_no_other(self, options, capsys):
         self.lines += "; job != 'navigation/none-seed100' or sys.exit('one\\rtwo: it broke')"
@@ -304,12 +307,12 @@ class TestGrid:
         self.lines = "time.sleep(60)"
         started = []
         popen = subprocess.Popen
-        monkeypatch.setattr(learning.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+        monkeypatch.setattr(grid.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
 
         def interrupt(seconds):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(learning.time, "sleep", interrupt)
+        monkeypatch.setattr(grid.time, "sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             learning.main(replace(options, jobs=2))
         assert len(started) == 2
@@ -330,16 +333,16 @@ class TestGrid:
 
 
 class TestCommand:
-    def parsed(self, job, **changes):
+    def parsed(self, *job, **changes):
         options = learning.Options(seeds=(101, 100), **changes)
-        _, _, module, *arguments = learning.command_of(job, options)
+        _, _, module, *arguments = learning.job_of(*job, options).command
         assert module == learning_run.__name__
         return tyro.cli(learning_run.Options, args=arguments)
 
     def test_a_run_is_understood(self):
-        job = Job("dispersion", "recurrent_attention", 101)
+        job = ("dispersion", "recurrent_attention", 101)
         found = self.parsed(
-            job, recipe={"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
+            *job, recipe={"n_steps": 1, "tau": 0.5, "compile": False, "logger": "csv", "num_cells": (64,)}
         )
         assert (found.task, found.algorithm, found.seed, found.updates) == (
             "dispersion",
@@ -352,13 +355,13 @@ class TestCommand:
 
     def test_cheap_updates_may_be_more(self):
         assert ALGORITHMS["none"].budget > 1
-        assert self.parsed(Job("dispersion", "none", 100)).updates == round(10_000 * ALGORITHMS["none"].budget)
-        assert self.parsed(Job("dispersion", "none", 100), equal_seconds=False).updates == 10_000
+        assert self.parsed("dispersion", "none", 100).updates == round(10_000 * ALGORITHMS["none"].budget)
+        assert self.parsed("dispersion", "none", 100, equal_seconds=False).updates == 10_000
 
     def test_one_team_of_a_task_is_kept(self):
-        assert self.parsed(Job("dispersion", "bicnet", 100)).team == learning.RESULTS / "teams" / "dispersion"
-        assert self.parsed(Job("dispersion", "bicnet", 101)).team is None
-        assert self.parsed(Job("dispersion", "none", 100)).team is None
+        assert self.parsed("dispersion", "bicnet", 100).team == learning.RESULTS / "teams" / "dispersion"
+        assert self.parsed("dispersion", "bicnet", 101).team is None
+        assert self.parsed("dispersion", "none", 100).team is None
 
 
 @pytest.mark.slow
