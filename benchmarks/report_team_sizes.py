@@ -1,0 +1,91 @@
+"""The report's section on teams of other sizes than in training, and its pictures, from the JSON of team_sizes.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Run = dict[str, Any]
+INTRODUCTION = """
+Return per agent of teams of each size, by what one network was trained on: a communication layer, and one size or
+several at once, with as many frames of each. Means over the seeds ± standard errors (of one seed over its episodes),
+over 1000 start states, the same in every row.
+""".strip()
+
+
+def read_team_sizes(folder: Path) -> dict[str, list[Run]]:
+    """The runs by task."""
+    tasks: dict[str, list[Run]] = {}
+    for file in sorted(folder.glob("*/*.json")):
+        run = json.loads(file.read_text())
+        tasks.setdefault(run["task"], []).append(run)
+    return tasks
+
+
+def rows_of(runs: list[Run]) -> dict[str, dict[int, tuple[float, float, int]]]:
+    """What was trained, one size before several, to the size of the test and its mean, error and number of seeds."""
+    groups: dict[tuple[int, str, tuple[int, ...]], list[Run]] = {}
+    for run in runs:
+        sizes = tuple(run["sizes"])
+        groups.setdefault((len(sizes), run["communication"], sizes), []).append(run)
+    return {
+        f"{communication}, {', '.join(map(str, sizes))}": {
+            int(size): mean_and_error([run["tests"][size] for run in group]) for size in group[0]["tests"]
+        }
+        for (_, communication, sizes), group in sorted(groups.items())
+    }
+
+
+def mean_and_error(tests: list[tuple[float, float]]) -> tuple[float, float, int]:
+    means = [mean for mean, _ in tests]
+    error = np.std(means, ddof=1) / len(means) ** 0.5 if len(means) > 1 else tests[0][1]
+    return float(np.mean(means)), float(error), len(means)
+
+
+def team_sizes(tasks: dict[str, list[Run]]) -> str:
+    """Markdown: a picture and a table for each task, and provenance."""
+    if not tasks:
+        return "## Teams of other sizes\n\nNot run: there is no `results/team_sizes`.\n"
+    lines = ["## Teams of other sizes", "", INTRODUCTION, ""]
+    for task, runs in tasks.items():
+        rows = rows_of(runs)
+        sizes = sorted({size for row in rows.values() for size in row})
+        lines += [f"### {task}, by size", "", f"![Returns by size](results/team_sizes/{task}.png)", ""]
+        lines += [f"| trained on | seeds | {' | '.join(map(str, sizes))} |", "|---|" + "--:|" * (len(sizes) + 1)]
+        for name, row in rows.items():
+            cells = [f"{row[size][0]:.2f} ± {row[size][1]:.2f}" if size in row else "-" for size in sizes]
+            lines.append(f"| {name} | {max(n for *_, n in row.values())} | {' | '.join(cells)} |")
+        lines.append("")
+    every = [run for runs in tasks.values() for run in runs]
+    dates = sorted({run["date"] for run in every})
+    commits = ", ".join(sorted({str(run["commit"])[:12] for run in every}))
+    machines = ", ".join(sorted({run["machine"] for run in every}))
+    lines.append(f"{len(every)} runs, `python -m benchmarks.team_sizes`; {machines}, one thread a run,")
+    lines.append(f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commits {commits}.")
+    return "\n".join(lines) + "\n"
+
+
+def draw_team_sizes(tasks: dict[str, list[Run]]) -> dict[str, Figure]:
+    """A heat map for each task: what was trained by the size of the test."""
+    figures = {}
+    for task, runs in tasks.items():
+        rows = rows_of(runs)
+        sizes = sorted({size for row in rows.values() for size in row})
+        values = np.array([[row[size][0] if size in row else np.nan for size in sizes] for row in rows.values()])
+        figure = Figure(figsize=(1.5 + 0.62 * len(sizes), 1.4 + 0.36 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        lowest = np.nanquantile(values, 0.1)  # a few that fail altogether would flatten the rest
+        image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=lowest)
+        for (i, j), value in np.ndenumerate(values):
+            dark = (value - lowest) / (np.nanmax(values) - lowest + 1e-9) < 0.5
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set(title=task, xlabel="agents of the team in the test", ylabel="trained on")
+        figure.colorbar(image, label="return per agent")
+        figures[f"{task}.png"] = figure
+    return figures
