@@ -6,7 +6,7 @@ from torchrl.data import Bounded
 from torchrl.data.postprocs import MultiStep
 from torchrl.envs.utils import check_env_specs
 from torchrl.objectives import SoftUpdate
-from vmas.simulator.core import Agent, Sphere, World
+from vmas.simulator.core import Agent, Box, Sphere, World
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
@@ -29,11 +29,13 @@ class Shifts(BaseScenario):
     and gets i + 1 at each step.
     """
 
+    shape = Sphere(0.1)
+
     def make_world(self, batch_dim, device, **kwargs):
         ScenarioUtils.check_kwargs_consumed(kwargs)
         world = World(batch_dim, device)
         for i in range(3):
-            world.add_agent(Agent(f"agent_{i}", shape=Sphere(0.1)))
+            world.add_agent(Agent(f"agent_{i}", shape=self.shape))
         self.time = torch.zeros(batch_dim, dtype=torch.long, device=device)
         return world
 
@@ -118,6 +120,18 @@ class TestEnvironment:
             alone.base_env._env.step([action[:, 0]])
             torch.testing.assert_close(positions(env)[:, 0], positions(alone)[:, 0])
         assert all(tensor.isfinite().all() for tensor in td.values(True, True))
+
+    def test_a_scenario_sees_absent_agents_do_nothing_and_touch_nobody(self):
+        scenario = Shifts()
+        scenario.shape = Box(0.2, 0.1)
+        scenario.is_present = lambda agent: torch.full((2,), agent is scenario.world.agents[0])
+        env = make_vmas_env(scenario, 2)
+        env.step(env.reset().set(ACTION, torch.full((2, 3, 2), torch.nan)))
+        first, *absent = scenario.world.agents
+        assert first.action.u.isnan().all()
+        for agent in absent:
+            assert not agent.action.u.any()
+            assert not agent.state.force.any()  # neither of its own nor of a contact, with another absent one either
 
     @pytest.mark.slow
     def test_compiled_it_is_the_same(self):

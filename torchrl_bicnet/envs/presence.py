@@ -36,9 +36,9 @@ def without_absent(actions: list[Tensor], present: list[Tensor]) -> list[Tensor]
 
 
 def park(environment: Environment, present: list[Tensor]) -> None:
-    """Put absent agents where they touch nobody and no sensor sees them, each at a place of its own, at rest."""
-    for i, (agent, here) in enumerate(zip(environment.agents, present)):
+    """Put absent agents where they touch nobody and no sensor sees them, at rest; in one place there is no contact."""
+    for agent, here in zip(environment.agents, present):
         state, here = agent.state, here.unsqueeze(-1)
-        state.pos = torch.where(here, state.pos, PARKING * (i + 1))
+        state.pos = torch.where(here, state.pos, PARKING)
         state.vel = torch.where(here, state.vel, 0)
         state.ang_vel = torch.where(here, state.ang_vel, 0)
