@@ -285,7 +285,7 @@ def test_quick_asks_less_and_one_step_long_enough_for_every_episode_to_end():
         ({"done_fractions": (0.1, 20.0)}, r"done_fractions must be between 0 and 1, found 20\.0"),
         ({"collection_steps": 15}, "collection_steps must be a multiple of 10, found 15"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:INDEX, found 'gpu'"),
-        ({"scenarios": ("navigatoin",)}, "Unknown scenario 'navigatoin'; this package has guess_the_sum"),
+        ({"scenarios": ("navigatoin",)}, "Unknown scenario 'navigatoin'; this package has dispersion_energy"),
         ({"scenarios": ("simple_tag",)}, "one group of agents; simple_tag has adversary, agent"),
     ],
 )

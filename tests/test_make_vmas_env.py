@@ -160,7 +160,7 @@ def test_a_deep_copy_goes_its_own_way(kind):
 
 def test_the_message_lists_the_names_that_are_known():
     with pytest.raises(
-        ValueError, match=r"Unknown scenario 'navigatoin'; this package has guess.*, VMAS has .*navigation"
+        ValueError, match=r"Unknown scenario 'navigatoin'; this package has .*guess.*, VMAS has .*navigation"
     ):
         make_vmas_env("navigatoin", 2)
     with pytest.raises(TypeError, match=r"'football' has no option n_red_agent; it has .*n_blue_agents"):

@@ -87,12 +87,12 @@ class VmasBatchWrapper(VmasWrapper):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        # A reset of all or none is faster, but whether the mask picks them is read on a CPU only: a GPU would have to
-        # be waited for.
-        read = mask is not None and mask.device.type == "cpu"
-        if mask is not None and read and not mask.any():
+        # A reset of all or none is faster, but how many the mask picks is read on a CPU only: a GPU would have to be
+        # waited for.
+        picked = int(mask.sum()) if mask is not None and mask.device.type == "cpu" else None
+        if picked == 0:
             observed = self._observe() if self._observed is None else self._observed
-        elif mask is None or (read and mask.all()):
+        elif mask is None or picked == mask.numel():
             self._environment.reset(return_observations=False)
             observed = self._observe()
             if self.compiled_step is not None:
