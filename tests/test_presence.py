@@ -121,6 +121,30 @@ class TestEnvironment:
             torch.testing.assert_close(positions(env)[:, 0], positions(alone)[:, 0])
         assert all(tensor.isfinite().all() for tensor in td.values(True, True))
 
+    def test_who_leaves_is_rewarded_for_where_it_is(self):
+        """The second agent, 0.05 away from the middle, moves on for two steps, is gone, and parked with the third."""
+        scenario = Shifts()
+        scenario.reward = lambda agent: -agent.state.pos.norm(dim=-1)
+        env = make_vmas_env(scenario, 2)
+        td, seen = env.reset(), []
+        for _ in range(3):
+            td = env.step(td.set(ACTION, torch.zeros(2, 3, 2)))
+            seen.append((td["next", "agents", "reward"][0, 1].item(), positions(env)[0, 1].norm().item()))
+            td = td["next"]
+        assert all(reward == pytest.approx(-place) for reward, place in seen[:2])
+        assert -1 < seen[1][0] < seen[0][0] < -0.05
+        assert seen[2][0] == 0
+        assert seen[2][1] > 1000
+
+    def test_food_that_is_reached_with_the_last_energy_counts(self):
+        env = make_vmas_env("dispersion_energy", 2, seed=0, n_agents=1, n_food=1, energy=4)
+        td, scenario = env.reset(), env.base_env._env.scenario
+        scenario.world.landmarks[0].state.pos = torch.full((2, 2), 0.01)
+        scenario.world.agents[0].energy = torch.tensor([0.5, 5.0])
+        after = env.step(td.set(ACTION, torch.ones(2, 1, 2)))["next"]
+        assert after["agents", "reward"].flatten().tolist() == [1, 1]
+        assert after[MASK].flatten().tolist() == [False, True]
+
     def test_a_scenario_sees_absent_agents_do_nothing_and_touch_nobody(self):
         scenario = Shifts()
         scenario.shape = Box(0.2, 0.1)

@@ -50,6 +50,7 @@ class StreamedEnvironment(Environment):
 
     padding: Padding | None = None
     start_states: StartStates | None = None
+    _present_before: list[Tensor] | None = None  # a step, while it goes on
     # State that a reset changes for all environments of the batch: empty if there is none, None if not known yet.
     shared_state: str | None = None
 
@@ -90,7 +91,12 @@ class StreamedEnvironment(Environment):
             actions = self.padding.actions(actions)
         if (present := presence(self)) is not None:
             actions = without_absent(actions, present)
-        return Environment.step.__wrapped__(self, actions)
+            park(self, present)
+        self._present_before = present
+        try:
+            return Environment.step.__wrapped__(self, actions)
+        finally:
+            self._present_before = None
 
     def reset_rows(
         self, mask: Tensor, observe: Callable[[], Any], observed: Any = None, places: TensorPlaces | None = None
@@ -145,7 +151,9 @@ class StreamedEnvironment(Environment):
 
     def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
         if (present := presence(self)) is not None:
-            park(self, present)
+            # Who leaves with this step is rewarded for where it is, and parked before the next one.
+            before = self._present_before
+            park(self, present if before is None else [now | was for now, was in zip(present, before)])
         outputs = super()._get_from_scenario(get_observations, *args, **kwargs)
         if self.padding is not None and get_observations:
             outputs[0] = self.padding.observations(outputs[0])

@@ -51,8 +51,8 @@ def make_vmas_env(
       TorchRL's collectors and exploration modules ask for.
     - A scenario says by a method ``is_present(agent)``, which gives booleans ``(num_envs,)``, which agents are there;
       it may change with a reset and in ``post_step``. ``(group, "mask")``, ``(num_envs, N)``, tells. Absent agents do
-      not act and are parked far away at rest: one that arrives is to be placed by the scenario. A step's reward counts
-      for those present before it; one that leaves is terminated with that step.
+      not act and are parked far away at rest: one that arrives is to be placed by the scenario, in ``post_step``. A
+      step's reward counts for those present before it; one that leaves is terminated with that step.
     - The environment has a random stream of its own: building, seeding, resetting or stepping it neither reads nor
       moves the stream of another environment or the global generators of torch, NumPy and Python.
 
