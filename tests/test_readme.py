@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_numbers_are_those_of_the_committed_results():
     for run in runs:
         folder = ROOT / f"benchmarks/results/navigation/seed{run['seed']}"
         returns = json.loads((folder / "test_returns.json").read_text())["after"]
+        assert_defaults(json.loads((folder / "run.json").read_text())["options"])
         assert len(returns) == run["episodes"] == 1000
         assert run["frames"] == train_vmas.Options().total_frames
         assert run["return_after"] == pytest.approx(sum(returns) / 1000, abs=6e-4)
@@ -95,16 +97,31 @@ def test_what_communication_is_worth_is_what_was_measured():
     shown = [
         "{none_id:.1f} (with an agent id) and {maddpg:.1f} (MADDPG)",
         "nets {mappo:.1f}.",
-        "reaches {attention_id:.1f}, better than BiCNet",
+        "Attention reaches {attention_id:.1f} if each agent is given an id",
     ]
     for part in shown:
         assert part.format(**returns) in text
-    eaten = [
-        statistics.mean(json.loads(file.read_text())["test"]["after"][0] for file in folder.glob(f"{place}/*.json"))
-        for place in ("recipes/fourier/runs/dispersion", "runs/dispersion")
-    ]
-    assert "eats **{:.2f}** of dispersion's 4 foods, where the defaults reach {:.1f}.".format(*eaten) in text
-    assert ("one seed each so far" in text) == all(len(each) == 1 for each in runs.values())
+    others = [run["analysis"]["order"]["another_order_difference"] for run in runs["bicnet"]]
+    assert returns["bicnet"] + statistics.mean(others) == pytest.approx(-40, abs=0.5)
+    ours, *rivals = (len(each) for each in runs.values())
+    counts = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+    assert set(rivals) == {min(rivals)}
+    assert f"With {counts[ours]} seeds of BiCNet and {counts[min(rivals)]} of each rival so far" in text
+    dispersion = [json.loads(file.read_text()) for file in folder.glob("runs/dispersion/bicnet-*.json")]
+    eaten = statistics.mean(run["test"]["after"][0] for run in dispersion)
+    updates = dispersion[0]["curve"][-1][1]
+    assert f"a team eats **{eaten:.2f}** of dispersion's 4 foods after {updates:,} updates, six minutes too." in text
+    assert all(300 < run["curve"][-1][2] < 390 for run in dispersion)
+    for run in [*dispersion, *runs["bicnet"]]:
+        assert_defaults(run["options"], "scenario", "scenario_options", "max_steps", "compile", "total_frames")
+
+
+def assert_defaults(options, *others):
+    """What is told was made with today's defaults, but for others and what says where a run goes and what follows."""
+    today = json.loads(json.dumps(asdict(train_vmas.Options())))
+    left_out = {"seed", "run_folder", "eval_interval", "checkpoint_interval", "checkpoint_buffer", *others}
+    differing = {name: value for name, value in options.items() if name not in left_out and value != today[name]}
+    assert not differing
 
 
 def rates(cell):
