@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import report_team_sizes, team_sizes, team_sizes_run
+from benchmarks import grid, mixed_collection, report_team_sizes, team_sizes, team_sizes_run
 from benchmarks.suite import SUITE
 from torchrl_bicnet import make_vmas_env
 
@@ -71,3 +71,17 @@ def test_the_report(tmp_path):
     figure = report_team_sizes.draw_team_sizes(tasks)["navigation.png"]
     assert sorted(each.get_text() for each in figure.axes[0].texts) == ["-1.0", "2.0", "4.0", "5.0"]
     assert "Not run" in report_team_sizes.team_sizes({})
+
+
+def test_what_collecting_them_together_costs(tmp_path):
+    """The guide tells what was measured; a turn of both collects as many frames."""
+    told = (grid.ROOT / "docs" / "guide.md").read_text()
+    cells = json.loads(mixed_collection.Options().output.read_text())["cells"]
+    cost = {cell["num_envs"]: 1 / cell["ratios"]["apart / together"] for cell in cells if not cell["compile"]}
+    assert f"{cost[64]:.2f} (64 environments) and {cost[512]:.2f} times (512)" in " ".join(told.split())
+    file = tmp_path / "cpu.json"
+    mixed_collection.main(
+        mixed_collection.Options(sizes=(1, 2), num_envs=(4,), compile=(False,), steps=10, repeats=2, output=file)
+    )
+    [cell] = json.loads(file.read_text())["cells"]
+    assert cell["counted_per_turn"] == {"together": 40, "apart": 40}
