@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.2  # seconds between two looks at the processes
 
 
+@dataclass(kw_only=True)
+class Bounds:
+    """Options that every grid has."""
+
+    jobs: int = 1
+    """processes at a time, each with one thread"""
+    max_minutes: float = float("inf")
+    """no run is started after so many minutes"""
+
+
 @dataclass(frozen=True)
 class Job:
     """A run: its name, its command, started in the root of the repository with one thread, and the file it leaves."""
@@ -24,9 +34,7 @@ class Job:
     log: Path  # of what it says; kept if it fails
 
 
-def run_missing(
-    jobs: Sequence[Job], *, at_once: int, max_minutes: float, outcome: Callable[[Path], str], output: Path
-) -> int:
+def run_missing(jobs: Sequence[Job], bounds: Bounds, *, outcome: Callable[[Path], str], output: Path) -> int:
     """Run those whose file is not there, in their order; the number of runs that failed.
 
     Each that ends is told, with the ``outcome`` of its file; those that failed at the end, with their last lines. None
@@ -34,7 +42,7 @@ def run_missing(
     """
     missing = [job for job in jobs if not job.result.exists()]
     print(f"{len(missing)} runs to do", file=sys.stderr)
-    failures = _run(missing, at_once, max_minutes, outcome)
+    failures = _run(missing, bounds, outcome)
     left = sum(not job.result.exists() for job in missing) - len(failures)
     if left:
         print(f"{left} runs are left for later: start it again.")
@@ -44,15 +52,15 @@ def run_missing(
     return len(failures)
 
 
-def _run(jobs: Sequence[Job], at_once: int, max_minutes: float, outcome: Callable[[Path], str]) -> dict[str, str]:
+def _run(jobs: Sequence[Job], bounds: Bounds, outcome: Callable[[Path], str]) -> dict[str, str]:
     waiting, failures = list(jobs), {}
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
     first, ended = time.monotonic(), 0
     try:
         while True:
-            if time.monotonic() >= first + 60 * max_minutes:
+            if time.monotonic() >= first + 60 * bounds.max_minutes:
                 waiting.clear()
-            while waiting and len(running) < at_once:
+            while waiting and len(running) < bounds.jobs:
                 job = waiting.pop(0)
                 running[job] = _start(job), time.monotonic()
             for job, (process, begin) in list(running.items()):

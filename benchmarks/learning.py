@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks import learning_run
 from benchmarks.algorithms import ALGORITHMS, OURS
-from benchmarks.grid import ROOT, Job, run_missing
+from benchmarks.grid import ROOT, Bounds, Job, run_missing
 from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
 
@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning"
 
 
 @dataclass
-class Options:
+class Options(Bounds):
     tasks: tuple[str, ...] = tuple(SUITE)
     """names of benchmarks/suite.py"""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
@@ -45,10 +45,6 @@ class Options:
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for all runs, names and values separated by spaces, such as `n_steps 1
     critic_num_cells "(128,)"`; give another --output with it"""
-    jobs: int = 1
-    """processes at a time, each with one thread"""
-    max_minutes: float = float("inf")
-    """no run is started after so many minutes"""
     output: Path = RESULTS
     """where the results go: runs/TASK/ALGORITHM-seedSEED.json"""
     run_folders: Path = ROOT / "runs" / "learning"
@@ -75,10 +71,7 @@ def main(options: Options) -> int:
     for name, given, known in (("tasks", options.tasks, SUITE), ("algorithms", options.algorithms, ALGORITHMS)):
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"--{name} must be of {', '.join(known)}, found {', '.join(unknown)}.")
-    jobs = list(plan(options))
-    return run_missing(
-        jobs, at_once=options.jobs, max_minutes=options.max_minutes, outcome=test_score, output=options.output
-    )
+    return run_missing(list(plan(options)), options, outcome=test_score, output=options.output)
 
 
 def plan(options: Options) -> Iterator[Job]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.grid import ROOT, Job, run_missing
+from benchmarks.grid import ROOT, Bounds, Job, run_missing
 from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
 from torchrl_bicnet.net import CommunicationName
@@ -26,7 +26,7 @@ OURS = "gru"
 
 
 @dataclass
-class Options:
+class Options(Bounds):
     tasks: tuple[str, ...] = ("navigation", "hidden_goals_4")
     """names of benchmarks/suite.py, whose observation does not depend on the number of agents"""
     communication: tuple[CommunicationName, ...] = (OURS, "mean", "attention", "none")
@@ -41,10 +41,6 @@ class Options:
     """of each size"""
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for all runs, names and values separated by spaces"""
-    jobs: int = 1
-    """processes at a time, each with one thread"""
-    max_minutes: float = float("inf")
-    """no run is started after so many minutes"""
     output: Path = RESULTS
     """where the results go: TASK/COMMUNICATION-SIZES-seedSEED.json"""
     logs: Path = ROOT / "runs" / "team_sizes"
@@ -70,13 +66,7 @@ def main(options: Options) -> int:
         options = replace(options, **QUICK)
     if unknown := [name for name in options.tasks if name not in SUITE]:
         raise ValueError(f"--tasks must be of {', '.join(SUITE)}, found {', '.join(unknown)}.")
-    return run_missing(
-        list(plan(options)),
-        at_once=options.jobs,
-        max_minutes=options.max_minutes,
-        outcome=scores,
-        output=options.output,
-    )
+    return run_missing(list(plan(options)), options, outcome=scores, output=options.output)
 
 
 def plan(options: Options) -> Iterator[Job]:
