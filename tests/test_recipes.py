@@ -12,6 +12,7 @@ RECIPES = {
     title: re.search(r"```python\n(.*?)```", section, re.S).group(1)
     for title, section in (section.split("\n", 1) for section in TEXT.split("\n## ")[1:])
 }
+MASKED_BICNET = RECIPES.pop("Teams that change")
 MOVES = {
     "TD3": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network"},
     "SAC": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network", "loss_alpha": "log_alpha"},
@@ -77,7 +78,7 @@ def changed(before, tensors):
 
 
 def test_every_block_is_a_recipe_of_its_own():
-    assert len(RECIPES) == len(re.findall("```python", TEXT)) == 6
+    assert len(RECIPES) + 1 == len(re.findall("```python", TEXT)) == 8
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,42 +138,63 @@ def test_twins_start_as_they_were_initialised(name):
     assert not any(changed(before, critic.named_parameters()) for before, critic in zip(initial, critics))
 
 
-def test_td3_with_absent_agents():
-    mask = ("agents", "mask")
-    build = edited(halves(RECIPES["TD3"])[0], ("from_env(env)", f"from_env(env, mask_key={mask})"))
-    namespace = run(build)
+OBSERVATION_AND_MASK = '[("agents", "observation"), ("agents", "mask")]'
+
+
+@pytest.mark.parametrize("name", ["TD3", "SAC", "PPO", "PPO by MAPPOLoss"])
+def test_teams_that_change(name):
+    """What absent slots hold changes no loss and no gradient, by what the last section says and nothing else."""
+    edits = [("n_agents=3", "n_agents=(2, 3, 4)")]
+    if name != "TD3":  # with plain nets
+        edits += [("(BiCNet(", "(MaskedBiCNet(")]
+        edits += [('[("agents", "observation")]', OBSERVATION_AND_MASK)]
+    build, train = halves(edited(CASES[name], *edits))
+    torch.manual_seed(0)
+    namespace = run(build, run(MASKED_BICNET))
     loss = namespace["loss"]
-    loss.loss_mask_key = namespace["actor"].mask_key
-    data = namespace["env"].rollout(5).reshape(-1)
-    data[mask] = data["next", *mask] = present = torch.rand(len(data), 3) < 0.6
-    gradients = []
+    loss.loss_mask_key = ("agents", "mask")
+    run(train, namespace)
+    assert all(parameter.isfinite().all() for parameter in loss.parameters())
+
+    data = namespace["batch"].reshape(-1)
+    present, present_next = data["agents", "mask"], data["next", "agents", "mask"]
+    assert 0 < present.sum() < present.numel()
+    results = []
     for garbage in (0.0, 7.0, torch.nan):
         for key in ("observation", "action"):
             data["agents", key][~present] = garbage
         for key in ("observation", "reward"):
-            data["next", "agents", key][~present] = garbage
+            data["next", "agents", key][~present_next] = garbage
         torch.manual_seed(0)
         loss.zero_grad()
         losses = loss(data.clone())
-        (losses["loss_actor"] + losses["loss_qvalue"]).backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in loss.parameters()]))
-    assert gradients[0].isfinite().all()
-    assert torch.equal(gradients[0], gradients[1])
-    assert torch.equal(gradients[0], gradients[2])
+        total = sum(value for key, value in losses.items() if key.startswith("loss_"))
+        total.backward()
+        gradients = [parameter.grad.flatten() for parameter in loss.parameters() if parameter.grad is not None]
+        results.append(torch.cat([total.detach().reshape(1), *gradients]))
+    assert results[0].isfinite().all()
+    assert results[0].ne(0).float().mean() > 0.5
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "PPO" in name])
 def test_advantages_by_hand(name):
     """Per agent, cut where episodes end, bootstrapped through time limits."""
-    namespace = run(edited(CASES[name], ("max_steps=100", "max_steps=7")))
-    batch = namespace["batch"].reshape(32, 20)
+    namespace = run(re.sub("max_steps=100?", "max_steps=7", CASES[name]))
+    batch = namespace["batch"].reshape(32, -1)
+    gamma = namespace["loss"].value_estimator.gamma
     value, next_value = batch["agents", "state_value"], batch["next", "agents", "state_value"]
     done, terminated = (batch["next", key].unsqueeze(-1).float() for key in ("done", "terminated"))
     assert done.any()
-    error = batch["next", "agents", "reward"] + 0.97 * (1 - terminated) * next_value - value
+    assert not done.all()
+    # A state has the value that it had as the next one, with memory too.
+    goes_on = ~batch["next", "done"][:, :-1, 0]
+    torch.testing.assert_close(next_value[:, :-1][goes_on], value[:, 1:][goes_on], rtol=1e-4, atol=1e-5)
+    error = batch["next", "agents", "reward"] + gamma * (1 - terminated) * next_value - value
     advantage = torch.zeros(32, 3, 1)
-    for step in reversed(range(20)):
-        advantage = error[:, step] + 0.97 * 0.9 * (1 - done[:, step]) * advantage
+    for step in reversed(range(batch.shape[1])):
+        advantage = error[:, step] + gamma * 0.9 * (1 - done[:, step]) * advantage
         torch.testing.assert_close(batch["advantage"][:, step], advantage, rtol=1e-4, atol=1e-5)
 
 

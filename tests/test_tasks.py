@@ -76,6 +76,7 @@ class TestWrongOptions:
         ("name", "options", "message"),
         [
             ("guess_the_sum", {"n_agents": 1}, "n_agents must be at least 2, found 1"),
+            ("guess_the_sum", {"seen_once": 1}, "seen_once must be a bool, found 1"),
             ("hidden_goals", {"n_agents": 1}, "n_agents must be at least 2, found 1"),
             ("hidden_goals", {"n_agents": 2.5}, "n_agents must be an integer, found 2.5"),
             ("hidden_goals", {"random_seers": "yes"}, "random_seers must be a bool, found 'yes'"),
@@ -198,6 +199,26 @@ class TestSpeakerListener:
             pictures.append(render(env, 0, width=100))
         assert not np.array_equal(pictures[0], pictures[1])
         assert not np.array_equal(pictures[1], pictures[2])
+
+
+def test_guess_the_sum_seen_once():
+    """Numbers are shown at the first step, and asked for after it, from where each environment was reset."""
+    env = make("guess_the_sum", 6, seen_once=True, max_steps=20)
+    late = torch.arange(6) % 2 == 0
+    td = env.reset()
+    for step in range(4):
+        if step == 2:
+            td = reset_rows(env, td, late)
+        shown = td["agents", "observation"].squeeze(-1)
+        since = torch.full((6,), step) - 2 * (late & (step >= 2))  # the reset
+        x = simulator(env).scenario.x
+        assert shown.equal(torch.where((since == 0)[:, None], x, 0.0))
+        td["agents", "action"] = torch.full((6, 3, 1), 0.5)
+        following = env.step(td)["next"]
+        cost = (0.5 - x.sum(-1)).square() * (since > 0)
+        torch.testing.assert_close(following["agents", "reward"], -cost[:, None, None].expand(6, 3, 1))
+        assert not following["done"].any()
+        td = following.exclude("reward")
 
 
 def test_guess_the_sum_draws_the_answers():

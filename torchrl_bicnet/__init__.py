@@ -18,6 +18,7 @@ from torchrl_bicnet.communication import (
 from torchrl_bicnet.envs import detach, make_vmas_env, restore, snapshot
 from torchrl_bicnet.evaluation import Evaluation, evaluate, paired_difference
 from torchrl_bicnet.exploration import ExplorationNoise
+from torchrl_bicnet.memory import AgentMemory
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
@@ -29,6 +30,7 @@ from torchrl_bicnet.update import UpdateStep
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentMemory",
     "AttentionCommunication",
     "BiCNet",
     "BiCNetActor",

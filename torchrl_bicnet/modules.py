@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_bicnet.checks import check_integer, check_key, check_type
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.net import BiCNet
-from torchrl_bicnet.specs import action_bounds, action_leaf, agent_spec, find_group
+from torchrl_bicnet.specs import action_bounds, action_leaf, agent_mask_key, agent_spec, find_group
 
 
 class _MaskedNet(nn.Module):
@@ -279,9 +278,7 @@ def _read_env(
     n_agent_inputs = sum(agent_spec(env, key).shape[-1] for key in observations)
     action_spec = agent_spec(env, action)
     if options.get("net") is None:
-        mask_key = unravel_key((group, "mask"))
-        mask = env.full_observation_spec.get(mask_key, None)
-        if mask is not None and mask.dtype == torch.bool and mask.shape == action_spec.shape[:-1]:
+        if (mask_key := agent_mask_key(env, group, action_spec.shape[:-1])) is not None:
             options.setdefault("mask_key", mask_key)
         options.setdefault("device", env.device)
         if _counts_agents(options):

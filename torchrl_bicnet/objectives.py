@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
 from tensordict.utils import NestedKey, expand_right, unravel_key
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrl.objectives import DDPGLoss
 from torchrl.objectives.value import TD0Estimator
 
@@ -19,8 +21,8 @@ SATURATED = 3.0  # tanh is 0.995 there, and its slope 0.01
 
 
 def make_ddpg_loss(
-    actor: BiCNetActor,
-    critic: BiCNetCritic,
+    actor: BiCNetActor | TensorDictSequential,
+    critic: BiCNetCritic | TensorDictSequential,
     *,
     gamma: float = 0.99,
     delay_actor: bool = True,
@@ -45,9 +47,14 @@ def make_ddpg_loss(
     afterwards. A later ``loss.make_value_estimator(...)`` replaces the estimator that keeps the rewards of the absent
     out of the metrics and takes transitions of several steps; other losses stay right.
 
+    With an :class:`~torchrl_bicnet.AgentMemory` before actor and critic, batches are sequences ``(*B, T)``. The next
+    states are a sequence too; memories go through it from the state that is stored with the first of them, and from the
+    stored one again where an episode starts or ends.
+
     Args:
-        actor (BiCNetActor): the policy.
-        critic (BiCNetCritic): the state-action value, of the same group and mask.
+        actor (BiCNetActor or TensorDictSequential): the policy, or a sequence of modules that ends with it.
+        critic (BiCNetCritic or TensorDictSequential): the state-action value, of the same group and mask, or a sequence
+            that ends with it.
 
     Keyword Args:
         gamma (float): discount, in [0, 1]. Defaults to ``0.99``.
@@ -77,19 +84,21 @@ def make_ddpg_loss(
         >>> losses = loss(env.rollout(5).reshape(-1))
         >>> (losses["loss_actor"] + losses["loss_value"]).backward()
     """
-    if not isinstance(actor, BiCNetActor) or not isinstance(critic, BiCNetCritic):
+    policy, value = (m[-1] if isinstance(m, TensorDictSequential) else m for m in (actor, critic))
+    if not isinstance(policy, BiCNetActor) or not isinstance(value, BiCNetCritic):
         raise TypeError(
-            f"Expected a BiCNetActor and a BiCNetCritic, found {type(actor).__name__}, {type(critic).__name__}."
+            f"Expected a BiCNetActor and a BiCNetCritic, or sequences that end with them, found "
+            f"{type(policy).__name__}, {type(value).__name__}."
         )
     for name in ("group", "mask_key"):
-        if getattr(actor, name) != getattr(critic, name):
+        if getattr(policy, name) != getattr(value, name):
             raise ValueError(
-                f"Actor and critic must share one {name}, found {getattr(actor, name)!r} and {getattr(critic, name)!r}."
+                f"Actor and critic must share one {name}, found {getattr(policy, name)!r} and {getattr(value, name)!r}."
             )
-    if actor.out_keys[-1] not in critic.in_keys:
+    if policy.out_keys[-1] not in value.in_keys:
         raise ValueError(
-            f"The critic must read the action that the actor writes at {actor.out_keys[-1]!r}, its in_keys are "
-            f"{critic.in_keys}."
+            f"The critic must read the action that the actor writes at {policy.out_keys[-1]!r}, its in_keys are "
+            f"{value.in_keys}."
         )
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be between 0 and 1, found {gamma}.")
@@ -98,17 +107,19 @@ def make_ddpg_loss(
     check_number("saturation_penalty", saturation_penalty)
     if not saturation_penalty >= 0:
         raise ValueError(f"saturation_penalty must not be negative, found {saturation_penalty}.")
-    loss_class = partial(_PenalisedDDPGLoss, saturation_penalty) if saturation_penalty else DDPGLoss
+    loss_class = DDPGLoss
+    if saturation_penalty:
+        loss_class = partial(_PenalisedDDPGLoss, saturation_penalty, policy.out_keys[0])
     loss = loss_class(actor, critic, delay_actor=delay_actor, loss_function=loss_function)
     loss.set_keys(
-        state_action_value=critic.out_keys[0],
-        reward=unravel_key((actor.group, "reward")),
-        done=unravel_key((actor.group, "done")),
-        terminated=unravel_key((actor.group, "terminated")),
-        priority=unravel_key((actor.group, "td_error")),
+        state_action_value=value.out_keys[0],
+        reward=unravel_key((policy.group, "reward")),
+        done=unravel_key((policy.group, "done")),
+        terminated=unravel_key((policy.group, "terminated")),
+        priority=unravel_key((policy.group, "td_error")),
     )
-    loss.loss_mask_key = actor.mask_key
-    loss.make_value_estimator(_AgentTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=actor.mask_key)
+    mask_key = loss.loss_mask_key = policy.mask_key
+    loss.make_value_estimator(_AgentTD0Estimator, gamma=gamma, value_network=loss.actor_critic, mask_key=mask_key)
     loss.set_keys()  # hands the keys above on to the estimator
     loss.in_keys = [*loss.in_keys, loss.value_estimator.tensor_keys.steps_to_next_obs]
     return loss
@@ -117,14 +128,14 @@ def make_ddpg_loss(
 class _PenalisedDDPGLoss(DDPGLoss):
     """The actor's loss and a penalty on what it squashes, where that is in the tails of tanh."""
 
-    def __init__(self, saturation_penalty: float, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, saturation_penalty: float, param_key: NestedKey, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.saturation_penalty = saturation_penalty
+        self.saturation_penalty, self.param_key = saturation_penalty, param_key
 
     def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         params: list[Tensor] = []
         hook = self.actor_network.register_forward_hook(
-            lambda actor, inputs, output: params.append(output[actor.out_keys[0]])
+            lambda actor, inputs, output: params.append(output[self.param_key])
         )
         try:
             loss, metadata = super().loss_actor(tensordict)
@@ -144,10 +155,17 @@ class _AgentTD0Estimator(TD0Estimator):
         self.mask_key = mask_key
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
+        tensordict = tensordict.copy()
         steps_key = self.tensor_keys.steps_to_next_obs
-        if (steps := tensordict.get(steps_key, None)) is not None:  # of a transition, for each of its agents
+        steps = tensordict.get(steps_key, None)
+        if "is_init" in self.value_network.in_keys:  # memories, and sequences (*B, T)
+            restarts = tensordict["is_init"]
+            if steps is not None:  # fewer of them lead to the same observation as those of the transition before
+                restarts = restarts | pad(steps[..., 1:] < steps[..., :-1], (1, 0)).view_as(restarts)
+            tensordict["next", "is_init"] = restarts  # from the states that are stored there
+        if steps is not None:  # of a transition, for each of its agents
             reward = tensordict["next", self.tensor_keys.reward]
-            tensordict = tensordict.copy().set(steps_key, expand_right(steps, reward.shape))
+            tensordict.set(steps_key, expand_right(steps, reward.shape))
         # The arithmetic keeps the agents apart, so a NaN reward is still in its own slot. Every slot is in the metrics.
         target = super().value_estimate(tensordict, *args, **kwargs)
         return target if self.mask_key is None else mask_absent(target, tensordict[self.mask_key])

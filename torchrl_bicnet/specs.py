@@ -69,3 +69,10 @@ def agent_spec(env: EnvBase, key: NestedKey) -> TensorSpec:
             f"environment with make_vmas_env(..., pad=True), or put agents of one size into a group (group_map=)."
         )
     return specs[key]
+
+
+def agent_mask_key(env: EnvBase, group: NestedKey, agents: torch.Size) -> NestedKey | None:
+    """Where an environment writes which of the ``agents``, ``(*B, N)``, are present, ``(group, "mask")``, or None."""
+    key = unravel_key((group, "mask"))
+    spec = env.full_observation_spec.get(key, None)
+    return key if spec is not None and spec.dtype == torch.bool and spec.shape == agents else None

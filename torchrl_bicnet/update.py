@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey, expand_right
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torchrl.modules import GRUModule, LSTMModule
 from torchrl.objectives import DDPGLoss
 
 from torchrl_bicnet.checks import check_integer, check_number, check_type
@@ -52,7 +54,7 @@ class UpdateStep:
 
     Raises:
         ValueError: if a parameter is trained twice, by actor and critic or under two names of one, or if one of them
-            has none to train, or not all of one type and device.
+            has none to train, or not all of one type and device; if it is to be compiled and has a memory over time.
         RuntimeError: when it is called, if it cannot be compiled here, as without a C++ compiler.
 
     Reference: Lillicrap et al., *Continuous control with deep reinforcement learning*, 2015,
@@ -93,6 +95,9 @@ class UpdateStep:
                 raise ValueError(f"{name} must be between 0 and {most}, found {number}.")
         check_integer("actor_warmup", actor_warmup, least=0)
         check_type("compile", compile, bool, "a bool")
+        modules = itertools.chain(loss.actor_network.modules(), loss.value_network.modules())
+        if compile and any(isinstance(module, (GRUModule, LSTMModule)) for module in modules):
+            raise ValueError("compile must be False with a memory, which goes through a sequence as its values say.")
         if autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast must be torch.bfloat16 or None, found {autocast!r}.")
         self.loss = loss
