@@ -54,7 +54,7 @@ class Options:
     """environments simulated side by side"""
     seed: int = 0
     """seed of the parameters, the exploration, the replay and the environments"""
-    total_frames: int = 200_000
+    total_frames: int = 76_800
     """environment frames to train for; a frame is one step of one environment, with all its agents"""
     updates_per_batch: int = 40
     """gradient updates after each episode of all environments"""
