@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 Run = dict[str, Any]
 INTRODUCTION = """
 Return per agent of teams of each size, by what one network was trained on: a communication layer, and one size or
-several at once, with as many frames of each. Means over the seeds ± standard errors (of one seed over its episodes),
-over 1000 start states, the same in every row.
+several at once, with as many frames of each. "Shuffled" had the agents of each replayed transition in a random order.
+Means over the seeds ± standard errors (of one seed over its episodes), over 1000 start states, the same in every row.
 """.strip()
 
 
@@ -31,12 +31,12 @@ def rows_of(runs: list[Run]) -> dict[str, dict[int, tuple[float, float, int]]]:
     groups: dict[tuple[int, str, tuple[int, ...]], list[Run]] = {}
     for run in runs:
         sizes = tuple(run["sizes"])
-        groups.setdefault((len(sizes), run["communication"], sizes), []).append(run)
+        groups.setdefault((len(sizes), run["contender"], sizes), []).append(run)
     return {
-        f"{communication}, {', '.join(map(str, sizes))}": {
+        f"{contender}: {', '.join(map(str, sizes))}": {
             int(size): mean_and_error([run["tests"][size] for run in group]) for size in group[0]["tests"]
         }
-        for (_, communication, sizes), group in sorted(groups.items())
+        for (_, contender, sizes), group in sorted(groups.items())
     }
 
 

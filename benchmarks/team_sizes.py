@@ -19,18 +19,17 @@ import tyro
 from benchmarks.grid import ROOT, Bounds, Job, run_missing
 from benchmarks.learning_run import Value
 from benchmarks.suite import SUITE
-from torchrl_bicnet.net import CommunicationName
+from benchmarks.team_sizes_run import CONTENDERS
 
 RESULTS = ROOT / "benchmarks" / "results" / "team_sizes"
-OURS = "gru"
 
 
 @dataclass
 class Options(Bounds):
     tasks: tuple[str, ...] = ("navigation", "hidden_goals_4")
     """names of benchmarks/suite.py, whose observation does not depend on the number of agents"""
-    communication: tuple[CommunicationName, ...] = (OURS, "mean", "attention", "none")
-    """communication layers trained on all sizes; the first one on each size alone too"""
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
+    """names of benchmarks/team_sizes_run.py, trained on all sizes; the first one on each size alone too"""
     sizes: tuple[int, ...] = (2, 3, 4, 6)
     """of the teams in training"""
     test_sizes: tuple[int, ...] = tuple(range(2, 13))
@@ -42,7 +41,7 @@ class Options(Bounds):
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for all runs, names and values separated by spaces"""
     output: Path = RESULTS
-    """where the results go: TASK/COMMUNICATION-SIZES-seedSEED.json"""
+    """where the results go: TASK/CONTENDER-SIZES-seedSEED.json"""
     logs: Path = ROOT / "runs" / "team_sizes"
     """where the logs of failed runs stay"""
     quick: bool = False
@@ -51,7 +50,7 @@ class Options(Bounds):
 
 QUICK = {
     "tasks": ("hidden_goals_4",),
-    "communication": (OURS,),
+    "contenders": ("gru",),
     "sizes": (2, 3),
     "test_sizes": (2, 3, 4),
     "seeds": (0,),
@@ -64,24 +63,25 @@ QUICK = {
 def main(options: Options) -> int:
     if options.quick:
         options = replace(options, **QUICK)
-    if unknown := [name for name in options.tasks if name not in SUITE]:
-        raise ValueError(f"--tasks must be of {', '.join(SUITE)}, found {', '.join(unknown)}.")
+    for name, given, known in (("tasks", options.tasks, SUITE), ("contenders", options.contenders, CONTENDERS)):
+        if unknown := [each for each in given if each not in known]:
+            raise ValueError(f"--{name} must be of {'; '.join(known)}, found {'; '.join(unknown)}.")
     return run_missing(list(plan(options)), options, outcome=scores, output=options.output)
 
 
 def plan(options: Options) -> Iterator[Job]:
     """The first seed of all runs before the second."""
     for seed, task in itertools.product(options.seeds, options.tasks):
-        for communication in options.communication:
-            yield job_of(task, communication, options.sizes, seed, options)
+        for contender in options.contenders:
+            yield job_of(task, contender, options.sizes, seed, options)
         for size in options.sizes:
-            yield job_of(task, options.communication[0], (size,), seed, options)
+            yield job_of(task, options.contenders[0], (size,), seed, options)
 
 
-def job_of(task: str, communication: str, sizes: tuple[int, ...], seed: int, options: Options) -> Job:
-    name = f"{task}/{communication}-{'_'.join(map(str, sizes))}-seed{seed}"
+def job_of(task: str, contender: str, sizes: tuple[int, ...], seed: int, options: Options) -> Job:
+    name = f"{task}/{contender.replace(', ', '_')}-{'_'.join(map(str, sizes))}-seed{seed}"
     result = options.output / f"{name}.json"
-    command = [sys.executable, "-m", "benchmarks.team_sizes_run", "--task", task, "--communication", communication]
+    command = [sys.executable, "-m", "benchmarks.team_sizes_run", "--task", task, "--contender", contender]
     command += ["--seed", seed, "--sizes", *sizes, "--test-sizes", *options.test_sizes, "--frames", options.frames]
     command += ["--output", result.absolute()]
     if options.recipe:

@@ -17,17 +17,25 @@ from benchmarks.suite import SUITE, Task
 from examples import train_vmas
 from torchrl_bicnet import Run, evaluate, load_run
 from torchrl_bicnet.evaluation import mean_and_stderr
-from torchrl_bicnet.net import CommunicationName
 from torchrl_bicnet.runs import TEST_SEED, validated
 from torchrl_bicnet.runs.provenance import command_line, provenance
+
+# Options of examples/train_vmas.py
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "gru": {"communication": "gru"},
+    "gru, shuffled": {"communication": "gru", "shuffle_agents": True},
+    "mean": {"communication": "mean"},
+    "attention": {"communication": "attention"},
+    "none": {"communication": "none"},
+}
 
 
 @dataclass
 class Options:
     task: str
     """a name of benchmarks/suite.py; its number of agents is not used"""
-    communication: CommunicationName
-    """communication layer of actor and critic"""
+    contender: str
+    """a name of CONTENDERS"""
     seed: int
     """of the training"""
     sizes: tuple[int, ...]
@@ -60,7 +68,7 @@ def main(options: Options) -> None:
         options.output,
         {
             "task": options.task,
-            "communication": options.communication,
+            "contender": options.contender,
             "sizes": list(options.sizes),
             "seed": options.seed,
             "command": command_line(__file__),
@@ -81,10 +89,9 @@ def train_options(task: Task, options: Options) -> train_vmas.Options:
         n_agents=options.sizes if several else (),
         max_steps=task.max_steps,
         seed=options.seed,
-        communication=options.communication,
         total_frames=options.frames * len(options.sizes),
         checkpoint_buffer=False,
-        **{"compile": True, **(options.recipe or {})},
+        **{"compile": True, **CONTENDERS[options.contender], **(options.recipe or {})},
     )
     values: dict[str, Any] = asdict(chosen)
     return validated(train_vmas.Options, values | {"checkpoint_interval": chosen.total_frames})

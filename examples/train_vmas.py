@@ -35,6 +35,7 @@ from torchrl_bicnet import (
     evaluate,
     make_ddpg_loss,
     make_vmas_env,
+    shuffle_agents,
 )
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.net import CommunicationName
@@ -100,6 +101,8 @@ class Options:
     """steps of reward in a target, before the critic's value of what follows"""
     reward_rms: PositiveFloat = 0.2
     """root mean square that rewards are scaled to for learning, measured over those collected"""
+    shuffle_agents: bool = False
+    """put the agents of each replayed transition in a random order, so that no order of a recurrence is learned"""
     tau: Fraction = 0.01
     """fraction of the way that the target networks move towards the trained ones at each update"""
     actor_lr: PositiveFloat = 1e-3
@@ -301,6 +304,8 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         replay_buffer.extend(multi_step(batch).reshape(-1).select(*transition_keys, strict=False))
         for _ in range(options.updates_per_batch):
             sample = replay_buffer.sample()
+            for group in learners if options.shuffle_agents else ():
+                shuffle_agents(sample, group)
             metrics = {group: learner.update(learner.reward_scale(sample)) for group, learner in learners.items()}
         ended = batch["next", "done"].squeeze(-1)
         for group, learner in learners.items():

@@ -20,15 +20,17 @@ TINY = {
 }
 
 
-def made_up(sizes, seed, tests, communication="gru"):
+def made_up(sizes, seed, tests, contender="gru"):
     about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine"}
-    return {"task": "navigation", "communication": communication, "sizes": sizes, "seed": seed, "tests": tests, **about}
+    return {"task": "navigation", "contender": contender, "sizes": sizes, "seed": seed, "tests": tests, **about}
 
 
 def test_every_size_and_all_of_them_are_trained():
-    options = team_sizes.Options(tasks=("navigation",), seeds=(100, 101), sizes=(2, 3), communication=("gru", "mean"))
+    options = team_sizes.Options(
+        tasks=("navigation",), seeds=(100, 101), sizes=(2, 3), contenders=("gru", "gru, shuffled")
+    )
     names = [job.name for job in team_sizes.plan(options)]
-    one = ["gru-2_3", "mean-2_3", "gru-2", "gru-3"]
+    one = ["gru-2_3", "gru_shuffled-2_3", "gru-2", "gru-3"]
     assert names == [f"navigation/{name}-seed{seed}" for seed in (100, 101) for name in one]
 
 
@@ -36,13 +38,16 @@ def test_every_size_and_all_of_them_are_trained():
 def test_a_run_is_tested_on_all_sizes(tmp_path, sizes):
     file = tmp_path / "a.json"
     team_sizes_run.main(
-        team_sizes_run.Options("hidden_goals_4", "gru", 3, sizes, (2, 5), file, frames=16, episodes=6, recipe=TINY)
+        team_sizes_run.Options(
+            "hidden_goals_4", "gru, shuffled", 3, sizes, (2, 5), file, frames=16, episodes=6, recipe=TINY
+        )
     )
     result = json.loads(file.read_text())
     assert result["tests"].keys() == {"2", "5"}
     assert result["options"]["total_frames"] == 16 * len(sizes)
     trained = result["options"]["n_agents"] or [result["options"]["scenario_options"]["n_agents"]]
     assert tuple(trained) == sizes
+    assert (result["options"]["communication"], result["options"]["shuffle_agents"]) == ("gru", True)
     # From the middle of the square, where nobody moves, a goal is 0.77 away; untrained actors are worse, not absurd
     assert all(-100 < mean < -20 and error > 0 for mean, error in result["tests"].values())
     assert str(tmp_path) not in file.read_text().replace(str(file), "")
@@ -65,9 +70,9 @@ def test_the_report(tmp_path):
         (tmp_path / "navigation" / f"{i}.json").write_text(json.dumps(run))
     tasks = report_team_sizes.read_team_sizes(tmp_path)
     text = report_team_sizes.team_sizes(tasks)
-    assert "| gru, 2, 3 | 2 | 2.00 ± 1.00 | 5.00 ± 0.00 |" in text
-    assert "| gru, 2 | 1 | 4.00 ± 0.25 | -1.00 ± 0.25 |" in text
-    assert text.index("| gru, 2 |") < text.index("| gru, 2, 3 |")
+    assert "| gru: 2, 3 | 2 | 2.00 ± 1.00 | 5.00 ± 0.00 |" in text
+    assert "| gru: 2 | 1 | 4.00 ± 0.25 | -1.00 ± 0.25 |" in text
+    assert text.index("| gru: 2 |") < text.index("| gru: 2, 3 |")
     figure = report_team_sizes.draw_team_sizes(tasks)["navigation.png"]
     assert sorted(each.get_text() for each in figure.axes[0].texts) == ["-1.0", "2.0", "4.0", "5.0"]
     assert "Not run" in report_team_sizes.team_sizes({})

@@ -25,6 +25,7 @@ from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.rewards import RewardScale
 from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
+from torchrl_bicnet.shuffle import shuffle_agents
 from torchrl_bicnet.update import UpdateStep
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "make_vmas_env",
     "paired_difference",
     "restore",
+    "shuffle_agents",
     "snapshot",
 ]
 

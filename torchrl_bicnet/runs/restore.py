@@ -48,6 +48,7 @@ _TRAINING_OPTIONS = frozenset(
         "critic_num_cells",
         "n_steps",
         "saturation_penalty",
+        "shuffle_agents",
         "reward_rms",
         "reward_size",  # of earlier versions
         "sigma",
