@@ -47,7 +47,8 @@ class Arguments:
     checkpoint: Literal["last", "best"] = "last"
     """the policy at the end, or the one with the best evaluation during training"""
     n_agents: PositiveInt | None = None
-    """agents of a team, also another number than in training. Default: as in training, the largest of several"""
+    """agents of a team, also another number than in training. Default: as in training; of several sizes, numbers are of
+    all of them, film and pictures of the largest"""
     episodes: Episodes = 1000
     """episodes of the evaluation"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = TEST_SEED
@@ -85,7 +86,7 @@ def main(arguments: Arguments) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     scenario, max_steps = run.options["scenario"], run.options["max_steps"]
-    env = run.make_env(arguments.episodes, seed=arguments.seed, n_agents=n_agents)
+    env = run.make_env(arguments.episodes, seed=arguments.seed, n_agents=arguments.n_agents)
     intervals = evaluation_intervals(evaluate(env, run.policy, max_steps=max_steps, seed=arguments.seed), env.group_map)
     print(f"{scenario}: {arguments.episodes} episodes of at most {max_steps} steps")
     print(table(intervals))
@@ -95,7 +96,12 @@ def main(arguments: Arguments) -> None:
     if arguments.pictures:
         chosen = {"checkpoint": arguments.checkpoint, "episodes": arguments.episodes, "seed": arguments.seed}
         rows = {name.strip(): dict(zip(("mean", "low", "high"), interval)) for name, interval in intervals.items()}
-        about = {"scenario": scenario, "n_agents": n_agents, "max_steps": max_steps, **chosen}
+        about = {
+            "scenario": scenario,
+            "n_agents": arguments.n_agents or run.options.get("n_agents") or None,
+            "max_steps": max_steps,
+            **chosen,
+        }
         write_json(output / "evaluation.json", {**about, "results": rows})
         plot_learning_curves(curves).savefig(output / "learning_curve.png", dpi=120)
         write_pictures(arguments, run, n_agents, talking, output)
@@ -106,9 +112,17 @@ def evaluation_intervals(evaluation: Evaluation, group_map: dict[str, list[str]]
     """Means and rates with their 95% intervals: Student's for means over episodes, Wilson's for rates."""
     rows = {}
     for group, returns in evaluation.returns.items():
-        rows[f"{group}, return of the team"] = mean_interval(evaluation.team_returns()[group])
+        of_team = evaluation.team_returns()[group]
+        rows[f"{group}, return of the team"] = mean_interval(of_team)
         if len(group_map[group]) > 1:
             present = torch.ones_like(returns).bool() if evaluation.present is None else evaluation.present[group]
+            sizes = present.sum(-1)
+            several = sizes.unique().tolist() if sizes.unique().numel() > 1 else []
+            rows |= {
+                f"  teams of {size}": mean_interval(of_team[sizes == size])
+                for size in several
+                if (sizes == size).sum() > 1
+            }
             rows |= {
                 f"  {name}": mean_interval(each[here])
                 for name, each, here in zip(group_map[group], returns.unbind(-1), present.unbind(-1))

@@ -332,4 +332,8 @@ class TestScript:
         arguments = {"episodes": 4, "pictures": False, "film_episodes": 1, "film_width": 50, "film_steps": 2}
         for n_agents, agents in ((None, 3), (4, 4)):
             evaluate_vmas.main(evaluate_vmas.Arguments(folder, n_agents=n_agents, **arguments))
-            assert capsys.readouterr().out.count("  agent_") == agents
+            shown = capsys.readouterr().out
+            assert shown.count("  agent_") == agents
+            assert [size for size in range(1, 6) if f"  teams of {size}" in shown] == (
+                [2, 3] if n_agents is None else []
+            )

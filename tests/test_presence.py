@@ -190,8 +190,10 @@ class TestEnvironment:
     def test_anything_but_booleans_is_refused(self, wrong):
         scenario = Shifts()
         scenario.is_present = lambda agent: wrong
-        with pytest.raises(TypeError, match=r"is_present\(agent_0\) must give booleans \(2,\), found"):
-            make_vmas_env(scenario, 2)
+        scenario.make_world, made = lambda *args, **kwargs: made(*args), scenario.make_world
+        for options in ({}, {"n_agents": 3}):
+            with pytest.raises(TypeError, match=r"^is_present\(agent_0\) must give booleans \(2,\), found"):
+                make_vmas_env(scenario, 2, **options)
 
 
 class TestLearning:

@@ -22,6 +22,7 @@ from vmas.simulator.scenario import BaseScenario
 from torchrl_bicnet.checks import check_device, check_integer, check_seed, check_type
 from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.envs.mixed_teams import MixedTeams
+from torchrl_bicnet.envs.presence import PresenceError
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 from torchrl_bicnet.tasks import SCENARIOS
 
@@ -204,7 +205,7 @@ def _build(
                 raise
             wrong = ", ".join(option for option in options if repr(option) in str(warning))
         except Exception as error:
-            if not options:
+            if not options or isinstance(error, PresenceError):
                 raise
             raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
     known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"

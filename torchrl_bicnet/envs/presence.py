@@ -9,13 +9,17 @@ from vmas.simulator.environment import Environment
 PARKING = 1000.0  # where absent agents are, far from everything
 
 
+class PresenceError(TypeError):
+    """A scenario's ``is_present`` gives something else than booleans of its environments."""
+
+
 def presence(environment: Environment) -> list[Tensor] | None:
     """Which environments each agent is present in, booleans ``(num_envs,)``; ``None`` if the scenario does not say.
 
     A scenario says so by a method ``is_present(agent)``, beside its ``observation(agent)`` and ``reward(agent)``.
 
     Raises:
-        TypeError: if that gives anything else.
+        PresenceError: if that gives anything else.
     """
     is_present = getattr(environment.scenario, "is_present", None)
     if is_present is None:
@@ -25,7 +29,7 @@ def presence(environment: Environment) -> list[Tensor] | None:
         present = is_present(agent)
         if not isinstance(present, Tensor) or present.dtype != torch.bool or present.shape != (environment.num_envs,):
             what = f"{present.dtype} {tuple(present.shape)}" if isinstance(present, Tensor) else repr(present)
-            raise TypeError(f"is_present({agent.name}) must give booleans ({environment.num_envs},), found {what}.")
+            raise PresenceError(f"is_present({agent.name}) must give booleans ({environment.num_envs},), found {what}.")
         found.append(present)
     return found
 
