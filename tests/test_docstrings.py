@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import torchrl_bicnet
-from torchrl_bicnet import analysis, rendering, runs
+from torchrl_bicnet import analysis, export, rendering, runs
 
-WINGS = (torchrl_bicnet, analysis, rendering, runs)
+WINGS = (torchrl_bicnet, analysis, export, rendering, runs)
 PUBLIC = {name: getattr(wing, name) for wing in WINGS for name in wing.__all__ if not name.isupper()}  # no constants
 MODULES = [
     importlib.import_module(info.name)
@@ -22,6 +22,7 @@ EXAMPLES = [
 
 
 @pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_example(example):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from torchrl_bicnet.checks import check_integer
@@ -65,7 +66,8 @@ class RecurrentCommunication(nn.RNNBase):
     - ``"fused"``: torch's own kernel (oneDNN on CPU, cuDNN on CUDA), fastest in eager mode; it takes no mask;
     - ``"loop"``: an explicit loop over agents with both directions in one product per step. It works under
       :func:`torch.vmap`, :func:`torch.compile` with ``fullgraph=True``, double backward, in eval mode on CUDA
-      with gradients, and with a mask.
+      with gradients, and with a mask. Under :func:`torch.export.export` it is taken whatever is asked for; with a free
+      number of agents it is one operation of the graph.
 
     With a mask the recurrence skips absent agents, so the outputs of those present are what they would be in
     the team from which the absent were removed.
@@ -153,6 +155,8 @@ class RecurrentCommunication(nn.RNNBase):
     def _needs_loop(self, x: Tensor, mask: Tensor | None) -> bool:
         if self.implementation == "fused" and mask is not None:
             raise ValueError('implementation="fused" cannot skip absent agents; use "auto" or "loop" with a mask.')
+        if torch.compiler.is_exporting():  # the kernel would be for one number of agents
+            return True
         if self.implementation != "auto":
             return self.implementation == "loop"
         return (
@@ -180,39 +184,50 @@ class RecurrentCommunication(nn.RNNBase):
 
     def _loop(self, x: Tensor, mask: Tensor | None) -> Tensor:
         directions = 1 + self.bidirectional
-        steps = None if mask is None else self._along_directions(mask.transpose(0, 1)).unsqueeze(-1).unbind(1)
+        present = None if mask is None else self._along_directions(mask.transpose(0, 1)).unsqueeze(-1)  # (D, N, B, 1)
         for layer in range(self.num_layers):
-            x = self._loop_layer(x, steps, self.all_weights[layer * directions : (layer + 1) * directions])
+            x = self._loop_layer(x, present, self.all_weights[layer * directions : (layer + 1) * directions])
         return x
 
-    def _loop_layer(self, x: Tensor, steps: tuple[Tensor, ...] | None, weights: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _loop_layer(self, x: Tensor, present: Tensor | None, weights: Sequence[Sequence[Tensor]]) -> Tensor:
         # weights: per direction D, [weight_ih (G, F), weight_hh (G, H)] and with bias [bias_ih (G), bias_hh (G)]
         weight_ih, weight_hh, *biases = (torch.stack(parts) for parts in zip(*weights))
         weight_hh = weight_hh.transpose(-2, -1)  # (D, H, G)
         hidden_bias = biases[1].unsqueeze(1) if biases else weight_hh.new_zeros(len(weights), 1, weight_hh.shape[-1])
         cell = _CELLS[self.cell].step
         state = self._initial_state(x, len(weights))
-        outputs = []
-        for step, gates in enumerate(self._input_gates(x, weight_ih, biases[0] if biases else None)):
-            if step == 0 < x.shape[1] - 1:  # the state is zero; an agent alone keeps the product, for its gradient
-                hidden_gates = hidden_bias
-            else:
+
+        def step(state: _State, gates: Tensor, here: Tensor | None, hidden_gates: Tensor | None = None) -> _State:
+            if hidden_gates is None:
                 hidden_gates = torch.baddbmm(hidden_bias, state[0], weight_hh)  # (D, B, G)
             new_state = cell(gates, hidden_gates, state)
-            if steps is not None:
-                new_state = tuple(torch.where(steps[step], new, old) for new, old in zip(new_state, state))
-            state = new_state
-            outputs.append(state[0])
-        forward, *backward = torch.stack(outputs, 2).unbind()  # (B, N, H) of each direction
+            if here is None:
+                return new_state
+            return tuple(torch.where(here, new, old) for new, old in zip(new_state, state))
+
+        all_gates = self._input_gates(x, weight_ih, biases[0] if biases else None)
+        if _of_any_size(x):
+            hidden = _scan(step, state, next(all_gates), present)
+        else:
+            here = iter(()) if present is None else iter(present.unbind(1))
+            outputs = []
+            for i, gates in enumerate(gates for part in all_gates for gates in part.unbind(1)):
+                # At first the state is zero; an agent alone keeps the product, for its gradient.
+                known = hidden_bias if i == 0 < x.shape[1] - 1 else None
+                state = step(state, gates, next(here, None), known)
+                outputs.append(state[0])
+            hidden = torch.stack(outputs, 2)
+        forward, *backward = hidden.unbind()  # (B, N, H) of each direction
         return torch.cat([forward, *(hidden.flip(1) for hidden in backward)], -1)  # (B, N, D * H)
 
     def _input_gates(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
-        """The gates of the inputs ``x: (B, N, F)`` at each step, ``(D, B, G)``."""
+        """The gates of inputs ``x: (B, N, F)``, ``(D, n, B, G)`` for some of the steps after the other."""
         weight = weight.transpose(-2, -1)  # (D, F, G)
-        for inputs in self._along_directions(x.transpose(0, 1)).split(_AGENTS_AT_ONCE, 1):  # (D, up to 8, B, F)
-            rows = inputs.flatten(1, 2)
+        inputs = self._along_directions(x.transpose(0, 1))  # (D, N, B, F)
+        for part in (inputs,) if _of_any_size(x) else inputs.split(_AGENTS_AT_ONCE, 1):
+            rows = part.flatten(1, 2)
             gates = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
-            yield from gates.unflatten(1, inputs.shape[1:3]).unbind(1)
+            yield gates.unflatten(1, part.shape[1:3])
 
     def _along_directions(self, x: Tensor) -> Tensor:
         """The agents of ``x: (N, ...)`` in the order of each direction, ``(D, N, ...)``."""
@@ -223,3 +238,21 @@ class RecurrentCommunication(nn.RNNBase):
             f"{self.in_features}, {self.hidden_size}, cell={self.cell!r}, num_layers={self.num_layers}, "
             f"bidirectional={self.bidirectional}, bias={self.bias}, implementation={self.implementation!r}"
         )
+
+
+def _of_any_size(x: Tensor) -> bool:
+    """Whether a graph is exported in which the number of agents of ``x: (B, N, F)`` is free."""
+    return torch.compiler.is_exporting() and isinstance(x.shape[1], torch.SymInt)
+
+
+def _scan(step: Callable[..., _State], state: _State, gates: Tensor, present: Tensor | None) -> Tensor:
+    """The loop over any number of agents, as an operation of an exported graph; hidden states ``(D, B, N, H)``."""
+
+    def combine(state: _State, inputs: tuple[Tensor, ...]) -> tuple[_State, Tensor]:
+        new_state = step(state, inputs[0], inputs[1] if len(inputs) > 1 else None)
+        return new_state, new_state[0].clone()  # the operation takes no tensor twice
+
+    inputs = (gates,) if present is None else (gates, present)
+    state = tuple(each.clone() for each in state)  # nor does it keep apart what is one tensor
+    _, hidden = scan(combine, state, tuple(x.transpose(0, 1) for x in inputs), dim=0)  # (N, D, B, H)
+    return hidden.permute(1, 2, 0, 3)
