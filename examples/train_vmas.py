@@ -39,7 +39,7 @@ from torchrl_bicnet import (
 )
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.net import CommunicationName
-from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED, validated
+from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED, options_of_file, validated
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Episodes = Annotated[int, Field(ge=2)]  # two for a standard error
@@ -48,7 +48,8 @@ Episodes = Annotated[int, Field(ge=2)]  # two for a standard error
 @dataclass
 class Options:
     scenario: str = "navigation"
-    """VMAS scenario; each group of agents, those of one kind, has its own actor and critic"""
+    """VMAS scenario, or one of your own as path/to/file.py:ClassName; each group of agents, those of one kind, has its
+    own actor and critic"""
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
     n_agents: tuple[PositiveInt, ...] = ()
@@ -136,6 +137,8 @@ class Options:
     """save the replay buffer too: without it checkpoints are small, and a resumed run fills its buffer anew"""
     run_folder: Path | None = None
     """where options, metrics, checkpoints and pictures go; must not exist. Default: runs/SCENARIO-seedSEED-TIME"""
+    config: Path | None = None
+    """YAML or JSON file of options, or the run.json of another run; those of the command line come on top"""
     resume: Path | None = None
     """go on with a run as if it had never stopped: its folder, or one of its checkpoints. Takes no other option"""
 
@@ -327,12 +330,25 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
     print(run.finish())
 
 
+def command_line() -> Options:
+    """The options given, on top of those of a file if there is one."""
+    given = tyro.cli(Options, description=__doc__)
+    if given.config is None:
+        return given
+    try:
+        defaults = options_of_file(Options, given.config)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    defaults.run_folder = defaults.resume = None  # another run
+    return tyro.cli(Options, description=__doc__, default=defaults)
+
+
 def main(options: Options) -> None:
     run = None
     try:
         if options.resume is None:
             options = validated(Options, asdict(options))
-            name = f"{options.scenario}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+            name = f"{options.scenario.rpartition(':')[-1]}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
             run = Run(options.run_folder or Path("runs", name), asdict(options))
         else:
             if options != Options(resume=options.resume):
@@ -350,4 +366,4 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")  # its notes would break the progress bar
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line())

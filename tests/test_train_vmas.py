@@ -229,6 +229,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "batch_size": ({"batch_size": 9}, lambda r: r.values("loss_value")[0]),
     "buffer_size": ({"buffer_size": 40}, lambda r: r.values("loss_value")[-1]),
     "gamma": ({"gamma": 0.5}, lambda r: r.values("loss_value")[0]),
+    "shuffle_agents": ({"shuffle_agents": True}, lambda r: r.values("loss_value")[0]),
     "tau": ({"tau": 0.5}, lambda r: r.values("loss_value")[0]),
     "actor_lr": ({"actor_lr": 1e-2}, lambda r: r.values("loss_actor")[0]),
     "critic_lr": ({"critic_lr": 1e-2}, lambda r: r.values("loss_value")[0]),
@@ -246,7 +247,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "checkpoint_interval": ({"checkpoint_interval": 1000}, lambda r: r.checkpoints()),
     "checkpoint_buffer": ({"checkpoint_buffer": False}, lambda r: "replay_buffer" in r.saved()),
 }
-ELSEWHERE = {"pad", "device", "compile", "run_folder", "resume"}  # below
+ELSEWHERE = {"pad", "device", "compile", "config", "run_folder", "resume"}  # below
 ELSEWHERE |= {"saturation_penalty"}  # above
 
 
@@ -371,6 +372,12 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
             {"scenario": "navigatoin"},
             "Unknown scenario 'navigatoin'; this package has dispersion_energy,",
         ),
+        ({"scenario": "missing.py:Mine"}, "scenario 'missing.py:Mine' is not found: there is no file missing.py"),
+        ({"scenario": "missing.module:Mine"}, "scenario 'missing.module:Mine' is not found: No module named 'missing'"),
+        (
+            {"scenario": "vmas.scenarios.navigation:HeuristicPolicy"},
+            "must name a class derived from BaseScenario, found <class 'vmas.scenarios.navigation.HeuristicPolicy'>",
+        ),
         ({"scenario_options": {"n_agent": 3}}, "no option n_agent; it has"),
         ({"pad": True}, "nothing to pad"),
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
@@ -434,6 +441,82 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith("error: Unknown scenario 'navigatoin'")
     assert "Traceback" not in failed.stderr
+
+
+class TestConfig:
+    def parsed(self, monkeypatch, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        return train_vmas.command_line()
+
+    def test_the_command_line_comes_on_top_of_the_file(self, tmp_path, monkeypatch):
+        file = tmp_path / "options.yaml"
+        file.write_text("num_envs: 20\nn_agents: [2, 3]\nscenario_options: {collisions: false}\nactor_lr: 1.0e-4\n")
+        options = self.parsed(monkeypatch, "--config", file, "--actor-lr", "2e-4", "--max-steps", "7")
+        expected = Options(num_envs=20, n_agents=(2, 3), scenario_options={"collisions": False}, actor_lr=2e-4)
+        assert options == replace(expected, max_steps=7, config=file)
+        # What follows from other options follows from those of the command line.
+        assert self.parsed(monkeypatch, "--config", file, "--num-envs", "30").frames_per_batch == 300
+
+    def test_another_run_is_done_again_with_other_options(self, tmp_path, finished_run, monkeypatch):
+        options = self.parsed(monkeypatch, "--config", finished_run.folder / "run.json", "--seed", "5")
+        assert options == replace(QUICK, seed=5, config=finished_run.folder / "run.json")
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("num_envs: 0", r"options.yaml: num_envs: Input should be greater than 0, found 0"),
+            ("communication: [gru]", r"options.yaml: communication: "),
+            ("number: 3", r"options.yaml: number: Unexpected keyword argument, found 3"),
+            ("- 3", r"options.yaml must hold names and values of options, found \[3\]"),
+            ("a: b: c", r"options.yaml is neither YAML nor JSON"),
+        ],
+    )
+    def test_a_wrong_file(self, tmp_path, monkeypatch, text, said):
+        (tmp_path / "options.yaml").write_text(text)
+        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+            self.parsed(monkeypatch, "--config", tmp_path / "options.yaml")
+
+    def test_no_file(self, tmp_path, monkeypatch):
+        with pytest.raises(SystemExit, match=r"error: .*No such file.*missing.yaml"):
+            self.parsed(monkeypatch, "--config", tmp_path / "missing.yaml")
+
+
+OWN_SCENARIO = """
+from __future__ import annotations
+from dataclasses import dataclass
+from vmas.scenarios.navigation import Scenario
+
+@dataclass
+class Bonus:
+    amount: float
+
+class Generous(Scenario):
+    def make_world(self, batch_dim, device, **kwargs):
+        self.bonus = Bonus(kwargs.pop("bonus", 0.0))
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def reward(self, agent):
+        return super().reward(agent) + self.bonus.amount
+"""
+
+
+def test_a_scenario_of_ones_own(tmp_path, monkeypatch, finished_run):
+    """Its reward is navigation's and 3 at each step; resumed, loaded and evaluated like any other."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN_SCENARIO)
+    options = {"scenario": "mine.py:Generous", "scenario_options": {"bonus": 3.0}, "checkpoint_interval": 40}
+    result = run(tmp_path, **options)
+    assert result.tests()["before"] == pytest.approx([x + 3 * 10 for x in finished_run.tests()["before"]], rel=1e-4)
+    loaded = load_run(result.folder)
+    again = evaluate(loaded.make_env(5), loaded.policy, max_steps=10, seed=TEST_SEED)
+    assert again.returns["agents"].mean(-1).tolist() == result.tests()["after"]
+    older = sorted((result.folder / "checkpoints").glob("*.torchrl"))[0]
+    tests = result.tests()
+    train_vmas.main(Options(resume=older))
+    assert result.tests() == tests
+    # The default folder is named by the class.
+    train_vmas.main(replace(QUICK, **options, run_folder=None))
+    assert [folder.name.startswith("Generous-seed0-") for folder in Path("runs").iterdir()] == [True]
 
 
 HOLDS_A_RUN = """

@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -59,7 +63,7 @@ def make_vmas_env(
 
     Args:
         scenario (str or BaseScenario): a scenario of VMAS or of :mod:`torchrl_bicnet.tasks` by name, or one of
-            your own.
+            your own: an instance, or its class as ``"path/to/file.py:ClassName"`` or ``"package.module:ClassName"``.
         num_envs (int): number of environments simulated in one batch.
 
     Keyword Args:
@@ -188,7 +192,9 @@ def _build(
         raise TypeError(f"make_vmas_env sets these arguments of VMAS's Environment itself: {', '.join(ours)}.")
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     draws_from_torch_alone = False  # cannot be known of a scenario of the user's
-    if isinstance(scenario, str):
+    if isinstance(scenario, str) and ":" in scenario:
+        scenario = _load_own(scenario)
+    elif isinstance(scenario, str):
         scenario = _load(scenario)
         draws_elsewhere = re.search(r"\b(np|numpy)\.random|\b(import|from) random", _source(scenario))
         draws_from_torch_alone = not draws_elsewhere and not any(map(callable, options.values()))
@@ -218,9 +224,35 @@ def _load(name: str) -> BaseScenario:
     shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
     if name not in shipped:
         raise ValueError(
-            f"Unknown scenario {name!r}; this package has {', '.join(SCENARIOS)}, VMAS has {', '.join(shipped)}."
+            f"Unknown scenario {name!r}; this package has {', '.join(SCENARIOS)}, VMAS has {', '.join(shipped)}. One "
+            f"of your own is named as path/to/file.py:ClassName."
         )
     return load(f"{name}.py").Scenario()
+
+
+def _load_own(name: str) -> BaseScenario:
+    """A scenario from ``path/to/file.py:ClassName`` or ``package.module:ClassName``."""
+    place, _, class_name = name.rpartition(":")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else import_module(place)
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise ValueError(f"scenario {name!r} is not found: {error}.") from error
+    scenario_class = getattr(module, class_name, None)
+    if not isinstance(scenario_class, type) or not issubclass(scenario_class, BaseScenario):
+        raise ValueError(f"scenario {name!r} must name a class derived from BaseScenario, found {scenario_class!r}.")
+    return scenario_class()
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A file as a module, which is run anew each time: a file that has changed is taken as it is."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = spec_from_file_location(f"scenario_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 def _scenario_options(scenario: BaseScenario) -> set[str]:

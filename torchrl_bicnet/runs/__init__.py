@@ -4,7 +4,7 @@ from torchrl_bicnet.runs.checkpoints import Checkpoints, verify_checkpoint
 from torchrl_bicnet.runs.collector_state import CollectorState
 from torchrl_bicnet.runs.files import read_options
 from torchrl_bicnet.runs.learning_curves import LearningCurve, learning_curves
-from torchrl_bicnet.runs.options import validated
+from torchrl_bicnet.runs.options import options_of_file, validated
 from torchrl_bicnet.runs.plots import plot_learning_curves
 from torchrl_bicnet.runs.restore import EVAL_SEED, TEST_SEED, TrainedRun, load_run
 from torchrl_bicnet.runs.run import Run
@@ -21,6 +21,7 @@ __all__ = [
     "interquartile_mean",
     "learning_curves",
     "load_run",
+    "options_of_file",
     "plot_learning_curves",
     "read_options",
     "validated",

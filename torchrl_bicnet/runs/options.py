@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 Options = TypeVar("Options")
@@ -42,3 +45,44 @@ def validated(kind: type[Options], values: Mapping[str, Any]) -> Options:
             found = f", found {problem['input']!r}" if place else ""
             wrong.append(f"{place}: {problem['msg']}{found}" if place else problem["msg"].removeprefix("Value error, "))
         raise ValueError("; ".join(wrong)) from None
+
+
+def options_of_file(kind: type[Options], path: Path | str) -> Options:
+    """The options of a script from a file, as defaults for its command line.
+
+    Args:
+        kind (type): a dataclass, as for :func:`validated`. What its ``__post_init__`` derives is not derived yet.
+        path (Path or str): a YAML or JSON file of name to value, or a run's ``run.json``.
+
+    Raises:
+        ValueError: names the file, and every option that is unknown, or of another type or range.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import make_dataclass
+        >>> kind = make_dataclass("Options", [("num_envs", int, 60), ("seed", int, 0)])
+        >>> path = Path(tempfile.mkdtemp()) / "options.yaml"
+        >>> _ = path.write_text("num_envs: 8192")
+        >>> options_of_file(kind, path)
+        Options(num_envs=8192, seed=0)
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold names and values of options, found {values!r}.")
+    if isinstance(values.get("options"), dict):  # of a run
+        values = values["options"]
+    try:
+        options = validated(kind, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    plain = copy.copy(options)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values:
+            factory = field.default_factory
+            setattr(plain, field.name, field.default if factory is dataclasses.MISSING else factory())
+    return plain

@@ -62,6 +62,7 @@ _TRAINING_OPTIONS = frozenset(
         "logger",
         "checkpoint_interval",
         "checkpoint_buffer",
+        "config",
         "run_folder",
         "resume",
     ]
