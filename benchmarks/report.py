@@ -20,6 +20,7 @@ from benchmarks.report_communication_layer import (
     draw_communication_layer,
 )
 from benchmarks.report_learning import learning, read_learning
+from benchmarks.report_memory import memory, read_memory
 from benchmarks.report_messages import draw_messages, messages
 from benchmarks.report_team_sizes import draw_team_sizes, read_team_sizes, team_sizes
 from benchmarks.report_training_time import draw_training_time, training_time
@@ -52,6 +53,7 @@ SECTIONS = [
     Section("learning", "learning.py", learning, draw_learning, read_learning),
     Section("learning/messages.json", "messages.py", messages, draw_messages),
     Section("team_sizes", "team_sizes.py", team_sizes, draw_team_sizes, read_team_sizes),
+    Section("memory", "../examples/train_with_memory.py", memory, read=read_memory),
     Section("update/one_thread.json", "update.py", update),
     Section("update/two_threads.json", "update.py", update),
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),

@@ -39,6 +39,7 @@ from torchrl_bicnet import (
 )
 from torchrl_bicnet.evaluation import by_group
 from torchrl_bicnet.net import CommunicationName
+from torchrl_bicnet.rendering import record, save_film
 from torchrl_bicnet.runs import EVAL_SEED, TEST_SEED, options_of_file, validated
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -126,6 +127,8 @@ class Options:
     """frames between two evaluations; 0: a tenth of the training"""
     eval_episodes: Episodes = 200
     """episodes of an evaluation during training, from the same start states each time"""
+    film_interval: NonNegativeInt = 0
+    """frames between two films of three of these episodes, in the folder films of the run; 0: none"""
     test_episodes: Episodes = 1000
     """episodes of the evaluation before and after training, from start states used for nothing else"""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
@@ -221,24 +224,21 @@ class Learner:
         return actor, critic
 
 
-def make_envs(options: Options) -> tuple[EnvBase, EnvBase, EnvBase]:
-    """The environments of training, of evaluations and of the test.
-
-    Each has a random stream of its own: evaluating one does not disturb training in another.
-    """
-    make_env = partial(
-        make_vmas_env,
-        options.scenario,
-        max_steps=options.max_steps,
-        device=options.device,
-        pad=options.pad,
-        **options.scenario_options,
-        **({"n_agents": options.n_agents} if options.n_agents else {}),
+def make_env(options: Options, num_envs: int, seed: int, **others: Any) -> EnvBase:
+    """An environment with a random stream of its own: evaluating one does not disturb training in another."""
+    several = {"n_agents": options.n_agents} if options.n_agents else {}
+    about = {"max_steps": options.max_steps, "device": options.device, "pad": options.pad}
+    return make_vmas_env(
+        options.scenario, num_envs, seed=seed, **about, **options.scenario_options, **{**several, **others}
     )
+
+
+def make_envs(options: Options) -> tuple[EnvBase, EnvBase, EnvBase]:
+    """The environments of training, of evaluations and of the test."""
     return (
-        make_env(options.num_envs, seed=options.seed, compile=options.compile),
-        make_env(options.eval_episodes, seed=EVAL_SEED),
-        make_env(options.test_episodes, seed=TEST_SEED),
+        make_env(options, options.num_envs, options.seed, compile=options.compile),
+        make_env(options, options.eval_episodes, EVAL_SEED),
+        make_env(options, options.test_episodes, TEST_SEED),
     )
 
 
@@ -286,6 +286,16 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
             "reward_scale": learner.reward_scale,
         }.items()
     }
+
+    def film() -> None:
+        several = {"n_agents": [max(options.n_agents)]} if options.n_agents else {}  # what is drawn is of one size
+        env = make_env(options, 3, EVAL_SEED, **several)
+        pictures = record(
+            env, policy, max_steps=options.max_steps, seed=EVAL_SEED, env_index=range(3), columns=3, width=240
+        )
+        (run.folder / "films").mkdir(exist_ok=True)
+        save_film(pictures, run.folder / "films" / f"film-{frames_done:012d}.gif")
+
     # A new run makes its folder; a resumed one restores all of this from the checkpoint
     frames_done = run.start(
         state | {"collector": CollectorState(collector), "replay_buffer": replay_buffer, "random": GlobalRNGState()},
@@ -323,6 +333,8 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         run.log(frames_done, by_group(metrics))
         if run.due(options.eval_interval):
             run.log_evaluation(run_evaluation())
+        if options.film_interval and run.due(options.film_interval):
+            film()
         run.checkpoint(options.checkpoint_interval)
 
     collector.shutdown()

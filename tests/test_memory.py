@@ -14,6 +14,7 @@ from torchrl.envs.transforms import BurnInTransform
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import SoftUpdate
 
+from benchmarks.report_memory import memory, read_memory
 from examples.train_with_memory import Options, main, train
 from torchrl_bicnet import AgentMemory, BiCNetActor, BiCNetCritic, UpdateStep, make_ddpg_loss, make_vmas_env
 
@@ -259,3 +260,18 @@ def test_a_task_that_needs_memory():
     )
     assert with_memory > 0.9
     assert without < 0.02
+
+
+def test_the_report_of_the_example(tmp_path):
+    about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine"}
+    for size, seed, shares in ((8, 101, (0.5, 0.75)), (8, 100, (0.25, 0.9)), (0, 100, (-0.01, 0.0))):
+        evaluations = [{"frames": 10 * i, "share_of_the_best": share} for i, share in enumerate((-3.0, *shares))]
+        run = {**about, "options": {"memory_size": size, "seed": seed}, "evaluations": evaluations}
+        (tmp_path / f"memory{size}-seed{seed}.json").write_text(json.dumps(run))
+    rows = [line for line in memory(read_memory(tmp_path)).split("\n") if line.startswith("|")]
+    assert rows[0] == "| memory | seed | 10 frames | 20 frames |"
+    assert rows[2:] == [
+        "| 8 numbers | 100 | 25.0 % | 90.0 % |",
+        "| 8 numbers | 101 | 50.0 % | 75.0 % |",
+        "| none | 100 | -1.0 % | 0.0 % |",
+    ]

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import vmas
+from torchrl.record import CSVLogger, PixelRenderTransform, VideoRecorder
 from vmas.simulator.core import Agent, Box, Landmark, Line, Sphere, World
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
 from tests.helpers_vmas import SCENARIOS, Countdown
-from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet import BiCNetActor, make_vmas_env
+from torchrl_bicnet.drawing.canvas import Canvas
 from torchrl_bicnet.rendering import render
-from torchrl_bicnet.rendering.canvas import Canvas
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -382,3 +383,37 @@ def test_a_bare_environment_of_vmas_has_no_groups():
     with pytest.raises(ValueError, match="Environment has no groups of agents, found group='agents'"):
         render(env, influence=torch.ones(2, 2), group="agents")
     assert render(vmas.make_env("navigation", 1, wrapper="gym"), width=70).shape == (70, 70, 3)
+
+
+class TestTorchRLsTools:
+    def test_the_environment_draws_itself(self):
+        env = make_vmas_env("navigation", 3, seed=0, n_agents=2)
+        env.rollout(3)
+        assert np.array_equal(env.render(), render(env))
+        whole = env.render(mode="rgb_array", env_index=None, width=60, agent_index_focus=1)
+        assert np.array_equal(whole, [render(env, index, width=60, agent_index_focus=1) for index in range(3)])
+        assert len({picture.tobytes() for picture in whole}) == 3
+        with pytest.raises(ValueError, match="env_index must be between 0 and 2, found 3"):
+            env.render(env_index=3)
+
+    def test_pixels_are_in_the_rollout_which_is_what_it_was(self):
+        env = make_vmas_env("navigation", 3, seed=0, n_agents=2, max_steps=4)
+        actor = BiCNetActor.from_env(env)
+        plain = env.rollout(6, actor, break_when_any_done=False)
+        env = make_vmas_env("navigation", 3, seed=0, n_agents=2, max_steps=4)
+        env = env.append_transform(PixelRenderTransform(mode="rgb_array", env_index=None, width=50))
+        env.set_seed(0)
+        drawn = env.rollout(6, actor, break_when_any_done=False)
+        assert drawn["pixels"].shape == (3, 6, 50, 50, 3)
+        assert drawn["agents", "observation"].equal(plain["agents", "observation"])
+        assert (drawn["pixels"][:, 0] != drawn["pixels"][:, 1]).flatten(1).any(1).all()
+
+    def test_a_video_is_logged(self, tmp_path):
+        logger = CSVLogger("run", log_dir=str(tmp_path))
+        env = make_vmas_env("navigation", 3, seed=0, n_agents=2)
+        env = env.append_transform(PixelRenderTransform(mode="rgb_array", width=50))
+        env = env.append_transform(VideoRecorder(logger, tag="film", make_grid=False))
+        env.rollout(5)
+        env.transform.dump()
+        [file] = tmp_path.rglob("film*.pt")
+        assert torch.load(file)[0].shape == (6, 3, 50, 50)  # the start state and five steps

@@ -241,6 +241,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "sigma": ({"sigma": (0.1, 0.2)}, lambda r: r.values("loss_value")[0]),
     "correlation": ({"correlation": 0.5}, lambda r: r.values("loss_value")[0]),
     "eval_interval": ({"eval_interval": 80}, lambda r: r.frames("evaluation_return")),
+    "film_interval": ({"film_interval": 80}, lambda r: sorted(path.name for path in r.folder.glob("films/*"))),
     "eval_episodes": ({"eval_episodes": 4}, lambda r: r.values("evaluation_return")[0]),
     "test_episodes": ({"test_episodes": 6}, lambda r: len(r.tests()["after"])),
     "logger": ({"logger": "tensorboard"}, lambda r: len(list(r.folder.glob("events.out.tfevents*")))),
@@ -517,6 +518,15 @@ def test_a_scenario_of_ones_own(tmp_path, monkeypatch, finished_run):
     # The default folder is named by the class.
     train_vmas.main(replace(QUICK, **options, run_folder=None))
     assert [folder.name.startswith("Generous-seed0-") for folder in Path("runs").iterdir()] == [True]
+
+
+def test_films_of_mixed_teams_do_not_disturb_the_training(tmp_path):
+    options = {"n_agents": (2, 3), "num_envs": 5}
+    with_films, without = (run(tmp_path, f"{interval}", film_interval=interval, **options) for interval in (40, 0))
+    assert len(list(with_films.folder.glob("films/*.gif"))) == 3
+    assert not (without.folder / "films").exists()
+    assert with_films.values("loss_value") == without.values("loss_value")
+    assert with_films.tests() == without.tests()
 
 
 HOLDS_A_RUN = """

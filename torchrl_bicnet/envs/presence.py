@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
 PARKING = 1000.0  # where absent agents are, far from everything
@@ -32,6 +33,11 @@ def presence(environment: Environment) -> list[Tensor] | None:
             raise PresenceError(f"is_present({agent.name}) must give booleans ({environment.num_envs},), found {what}.")
         found.append(present)
     return found
+
+
+def absent_agents(environment: Environment, index: int) -> list[Agent]:
+    """The agents that are not there in one of the environments."""
+    return [agent for agent, here in zip(environment.agents, presence(environment) or ()) if not here[index]]
 
 
 def without_absent(actions: list[Tensor], present: list[Tensor]) -> list[Tensor]:

@@ -15,8 +15,11 @@ from torchrl.data import Bounded, Categorical, Composite, Stacked, StackedCompos
 from torchrl.envs import VmasWrapper
 from torchrl.envs.utils import MarlGroupMapType
 
+from torchrl_bicnet.checks import check_integer
+from torchrl_bicnet.drawing.world import draw_world
 from torchrl_bicnet.envs.environment import StreamedEnvironment
-from torchrl_bicnet.envs.presence import presence
+from torchrl_bicnet.envs.presence import absent_agents, presence
+from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep, Inputs
 
 _DONE = ("done", "terminated", "truncated")
@@ -75,6 +78,48 @@ class VmasBatchWrapper(VmasWrapper):
         if self.compiled_step is not None and torch.device(device) != self.device:
             raise RuntimeError(f"A compiled step stays on {self.device}; make another environment for {device}.")
         return super().to(device)
+
+    @torch.no_grad()
+    def render(
+        self,
+        mode: str = "rgb_array",
+        env_index: int | None = 0,
+        agent_index_focus: int | None = None,
+        *,
+        width: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """A picture of an environment without a display, for TorchRL's ``PixelRenderTransform`` and ``VideoRecorder``.
+
+        :func:`torchrl_bicnet.rendering.render` draws mosaics, and who influences whom.
+
+        Args:
+            mode (str): ``"rgb_array"``; in another one VMAS draws, on a display.
+            env_index (int, optional): which environment; ``None``: all.
+            agent_index_focus (int, optional): the camera stays on this agent. ``None``: it shows all agents.
+
+        Keyword Args:
+            width (int, optional): in pixels. ``None``: that of the scenario's ``viewer_size``, mostly 700.
+            **options: of VMAS's own ``render``, where it is to draw.
+
+        Returns:
+            ndarray: ``(H, W, 3)`` uint8, of all environments ``(num_envs, H, W, 3)``.
+        """
+        if mode != "rgb_array" or options:
+            return self._env.render(mode, env_index, agent_index_focus, **options)
+        environment = self._env
+        if env_index is not None:
+            check_integer("env_index", env_index, 0, environment.num_envs - 1)
+
+        def picture(index: int) -> np.ndarray:
+            absent = absent_agents(environment, index)
+            canvas, _ = draw_world(environment, index, width=width, agent_index_focus=agent_index_focus, absent=absent)
+            return canvas.array()
+
+        with RandomStream(0, environment.device):
+            if env_index is not None:
+                return picture(env_index)
+            return np.stack([picture(index) for index in range(environment.num_envs)])
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         inputs = self._inputs(tensordict)

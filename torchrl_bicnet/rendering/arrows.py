@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl_bicnet.checks import check_type
 
 if TYPE_CHECKING:
-    from torchrl_bicnet.rendering.canvas import Canvas
+    from torchrl_bicnet.drawing.canvas import Canvas
 
 ARROW_COLOR = (0.8, 0.1, 0.5)
 ARROW_WIDTH = 10.0  # of the strongest influence, in pixels of VMAS's window

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec, module_from_spec
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import vmas.simulator
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -20,14 +15,12 @@ from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 
 from torchrl_bicnet.checks import check_integer
-from torchrl_bicnet.envs.presence import presence
+from torchrl_bicnet.drawing.world import draw_world
+from torchrl_bicnet.envs.presence import absent_agents
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.rendering.arrows import arrow_strength, draw_arrows
 from torchrl_bicnet.specs import find_group
 from torchrl_bicnet.vmas_state.unwrap import find_vmas
-
-if TYPE_CHECKING:
-    from torchrl_bicnet.rendering.canvas import Canvas
 
 MAX_WIDTH = 10_000
 GAP = 2  # pixels between the pictures of a mosaic
@@ -151,77 +144,13 @@ def _draw(
     agents: Sequence[Agent] = (),
     strength: Tensor | None = None,
 ) -> np.ndarray:
-    # Here, so that the package imports without Matplotlib, and quickly with it.
-    from torchrl_bicnet.rendering.canvas import Canvas
-
-    window_width, window_height = environment.scenario.viewer_size
-    scale = 1.0 if width is None else width / window_width
-    canvas = Canvas(round(window_width * scale), max(round(window_height * scale), 1), scale)
-    # A viewer of its own, so that one that shows this environment in a window is left alone.
-    painted = copy.copy(environment)
-    painted.viewer, painted.visible_display = None, None
-    absent = [agent for agent, here in zip(environment.agents, presence(environment) or ()) if not here[index]]
-    if absent:
-        painted.world = copy.copy(environment.world)
-        painted.world._agents = [
-            _ghost(agent, environment) if agent in absent else agent for agent in environment.world.agents
-        ]
-    with _drawing_on(canvas), RandomStream(0, environment.device):
-        Environment.render.__wrapped__(painted, mode="human", env_index=index, agent_index_focus=agent_index_focus)
+    absent = absent_agents(environment, index)
+    with RandomStream(0, environment.device):
+        canvas, camera = draw_world(environment, index, width=width, agent_index_focus=agent_index_focus, absent=absent)
     if strength is not None:
-        camera = painted.viewer.transform  # from the world to pixels of the window
         here = torch.tensor([agent not in absent for agent in agents])
         strength = strength * here * here.unsqueeze(-1)
         positions = torch.stack([agent.state.pos[index] for agent in agents]).double().cpu().numpy()
         radii = [agent.shape.circumscribed_radius() * camera.scale[0] for agent in agents]
         draw_arrows(canvas, positions * camera.scale + camera.translation, radii, strength.numpy())
     return canvas.array()
-
-
-def _ghost(agent: Agent, environment: Environment) -> Agent:
-    """An agent that is not drawn and does not move the camera."""
-    ghost, state = copy.copy(agent), copy.copy(agent.state)
-    origin = torch.tensor(environment.scenario.render_origin, dtype=state.pos.dtype, device=state.pos.device)
-    state._pos = origin.expand_as(state.pos)
-    ghost._state, ghost._render = state, torch.zeros_like(agent.is_rendering)
-    return ghost
-
-
-@contextmanager
-def _drawing_on(canvas: Canvas) -> Iterator[None]:
-    """VMAS's rendering module, executed anew over the canvas, takes the place of the one that needs a display."""
-    import matplotlib
-
-    def get_cmap(name: str, size: int) -> Any:
-        """As VMAS 1.5 asks for it; Matplotlib 3.9 removed it."""
-        return matplotlib.colormaps[name].resampled(size)
-
-    name = "vmas.simulator.rendering"
-    with _in_place_of(*((sys.modules, *module) for module in canvas.pyglet().items())):
-        spec = find_spec(name)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"VMAS has no module {name}.")
-        rendering = module_from_spec(spec)
-        spec.loader.exec_module(rendering)
-        with _in_place_of(
-            (sys.modules, name, rendering),
-            (vars(vmas.simulator), "rendering", rendering),
-            (vars(matplotlib.cm), "get_cmap", get_cmap),
-        ):
-            yield
-
-
-@contextmanager
-def _in_place_of(*entries: tuple[dict[str, Any], str, Any]) -> Iterator[None]:
-    """Set entries of dictionaries for a while."""
-    before = [(names, name, name in names, names.get(name)) for names, name, _ in entries]
-    try:
-        for names, name, value in entries:
-            names[name] = value
-        yield
-    finally:
-        for names, name, was_there, value in before:
-            if was_there:
-                names[name] = value
-            else:
-                del names[name]

@@ -58,6 +58,7 @@ _TRAINING_OPTIONS = frozenset(
         "sigma_fraction",  # of earlier versions
         "eval_interval",
         "eval_episodes",
+        "film_interval",
         "test_episodes",
         "logger",
         "checkpoint_interval",
