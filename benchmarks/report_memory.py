@@ -8,8 +8,8 @@ from typing import Any
 
 INTRODUCTION = """
 Each of three agents sees a number at the first of ten steps and must say the team's sum in those after it
-(`guess_the_sum` with `seen_once`). 0 % is who always says 0, the best without memory, 100 % an oracle; 1000 episodes from
-the same start states each time.
+(`guess_the_sum` with `seen_once`). 0 % is who always says 0, the best without memory, 100 % an oracle; 1000 episodes
+from the same start states each time.
 """.strip()
 
 

@@ -14,7 +14,7 @@ from torchrl.envs.transforms import BurnInTransform
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import SoftUpdate
 
-from benchmarks.report_memory import memory, read_memory
+from benchmarks import report_memory
 from examples.train_with_memory import Options, main, train
 from torchrl_bicnet import AgentMemory, BiCNetActor, BiCNetCritic, UpdateStep, make_ddpg_loss, make_vmas_env
 
@@ -268,7 +268,9 @@ def test_the_report_of_the_example(tmp_path):
         evaluations = [{"frames": 10 * i, "share_of_the_best": share} for i, share in enumerate((-3.0, *shares))]
         run = {**about, "options": {"memory_size": size, "seed": seed}, "evaluations": evaluations}
         (tmp_path / f"memory{size}-seed{seed}.json").write_text(json.dumps(run))
-    rows = [line for line in memory(read_memory(tmp_path)).split("\n") if line.startswith("|")]
+    rows = [
+        line for line in report_memory.memory(report_memory.read_memory(tmp_path)).split("\n") if line.startswith("|")
+    ]
     assert rows[0] == "| memory | seed | 10 frames | 20 frames |"
     assert rows[2:] == [
         "| 8 numbers | 100 | 25.0 % | 90.0 % |",
