@@ -136,18 +136,46 @@ class StreamedEnvironment(Environment):
         return [seed]
 
     def _set_action(self, action: Tensor, agent: Agent) -> None:
-        """VMAS's for continuous actions, without asking the device whether they are numbers and in their bounds."""
+        """VMAS's, without asking the device whether actions are numbers and in their bounds."""
         if self.check_actions:
             super()._set_action(action, agent)
             return
         action = (action if self.grad_enabled else action.detach()).to(self.device)
-        agent.action.u = action[:, : agent.action_size].float() * agent.action.u_multiplier_tensor
+        talks = self.world.dim_c > 0 and not agent.silent
+        if self.continuous_actions:
+            agent.action.u = action[:, : agent.action_size].float() * agent.action.u_multiplier_tensor
+            words = action[:, self.world.dim_p :].clone()
+        else:
+            numbers = self._discrete_actions(action, agent, talks)
+            agent.action.u = torch.stack(self._forces(numbers, agent), -1) * agent.action.u_multiplier_tensor
+            words = (numbers[-1].unsqueeze(-1) == torch.arange(self.world.dim_c, device=self.device)).float()
         if agent.action.u_noise > 0:
             agent.action.u += torch.randn_like(agent.action.u) * agent.u_noise
-        if self.world.dim_c > 0 and not agent.silent:
-            agent.action.c = action[:, self.world.dim_p :].clone()
+        if talks:
+            agent.action.c = words
             if agent.c_noise > 0:
                 agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
+
+    def _discrete_actions(self, action: Tensor, agent: Agent, talks: bool) -> list[Tensor]:
+        """The number of each of an agent's discrete actions, ``(num_envs,)``, what it says last."""
+        if self.multidiscrete_actions:
+            return list(action.unbind(-1))
+        numbers = []
+        rest = action.squeeze(-1)
+        for n in reversed([*agent.discrete_action_nvec, *([self.world.dim_c] if talks else ())]):
+            numbers.append(rest % n)  # the last one changes fastest
+            rest = rest // n
+        return numbers[::-1]
+
+    def _forces(self, numbers: list[Tensor], agent: Agent) -> list[Tensor]:
+        """Of ``n`` evenly spaced from the lowest to the highest; if ``n`` is odd number 0 is the middle, to stay."""
+        forces = []
+        for number, n, most in zip(numbers, agent.discrete_action_nvec, agent.action.u_range_tensor.unbind()):
+            if n % 2:
+                moved = torch.where(number <= n // 2, number - 1, number)
+                number = torch.where(number == 0, n // 2, moved)
+            forces.append(number / (n - 1) * (2 * most) - most)
+        return forces
 
     def _get_from_scenario(self, get_observations: bool, *args: Any, **kwargs: Any) -> list[Any]:
         if (present := presence(self)) is not None:

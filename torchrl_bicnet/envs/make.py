@@ -40,12 +40,14 @@ def make_vmas_env(
     seed: int | None = None,
     group_map: MarlGroupMapType | dict[str, list[str]] | None = None,
     pad: bool = False,
+    continuous_actions: bool = True,
+    multidiscrete_actions: bool = False,
     check_actions: bool = False,
     compile: bool = False,
     grad_enabled: bool = False,
     **scenario_kwargs: Any,
 ) -> TransformedEnv:
-    """A vectorised VMAS environment for TorchRL's collectors and losses, with continuous actions.
+    """A vectorised VMAS environment for TorchRL's collectors and losses.
 
     - The time limit is *truncated*, never terminated, so that a TD target bootstraps through it; what the scenario
       calls done is *terminated*.
@@ -75,6 +77,10 @@ def make_vmas_env(
         pad (bool): lets agents of different kinds share a group, so that they can talk: observations are padded with
             zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
             its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
+        continuous_actions (bool): ``False``: an agent's action is the number of one of all combinations of its discrete
+            actions, ``(num_envs, N)`` integers. Defaults to ``True``.
+        multidiscrete_actions (bool): with ``continuous_actions=False``, one number for each of its discrete actions,
+            ``(num_envs, N, a)``. Defaults to ``False``.
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS
             does, and keeps the assertions of VMAS and its scenarios about tensors. The host then waits for the device.
             Defaults to ``False``.
@@ -120,29 +126,28 @@ def make_vmas_env(
     check_device(device)
     if seed is not None:
         check_seed(seed)
-    flags = {"pad": pad, "check_actions": check_actions, "compile": compile, "grad_enabled": grad_enabled}
+    flags = {"continuous_actions": continuous_actions, "multidiscrete_actions": multidiscrete_actions, "pad": pad}
+    flags |= {"check_actions": check_actions, "compile": compile, "grad_enabled": grad_enabled}
     for name, flag in flags.items():
         check_type(name, flag, bool, "a bool")
+    if continuous_actions and multidiscrete_actions:
+        raise ValueError("multidiscrete_actions=True needs continuous_actions=False.")
+    if pad and not continuous_actions:
+        raise ValueError("pad=True needs continuous_actions=True: actions are padded with entries bound to 0.")
+    if grad_enabled and not continuous_actions:
+        raise ValueError("grad_enabled=True needs continuous_actions=True: discrete ones have no gradient.")
     if compile and check_actions:
         raise ValueError("compile=True and check_actions=True exclude each other.")
     device = torch.device(device)
     own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
-    if grad_enabled:
-        own_options["grad_enabled"] = True
+    # Those that are not as in VMAS: a snapshot names them
+    differing = {"grad_enabled": (grad_enabled, False), "continuous_actions": (continuous_actions, True)}
+    differing["multidiscrete_actions"] = (multidiscrete_actions, False)
+    own_options |= {name: value for name, (value, default) in differing.items() if value != default}
 
     def make(scenario: str | BaseScenario, num_envs: int, options: dict[str, Any]) -> VmasBatchWrapper:
         environment = _build(scenario, num_envs, device, seed, own_options, options)
-        names = [agent.name for agent in environment.agents]
-        groups = group_map
-        if groups is not None and not isinstance(groups, MarlGroupMapType):
-            _check_groups(groups, names)
-        if pad:
-            groups = MarlGroupMapType.ALL_IN_ONE_GROUP if groups is None else groups
-            environment.pad(groups if isinstance(groups, dict) else groups.get_group_map(names))
-        env = VmasBatchWrapper(environment, groups, max_steps=max_steps)
-        if compile:
-            env.compile_step()
-        return env
+        return _wrap(environment, group_map, pad=pad, max_steps=max_steps, compile=compile)
 
     sizes = scenario_kwargs.get("n_agents")
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
@@ -157,6 +162,26 @@ def make_vmas_env(
             ]
         )
     )
+
+
+def _wrap(
+    environment: StreamedEnvironment,
+    group_map: MarlGroupMapType | dict[str, list[str]] | None,
+    *,
+    pad: bool,
+    max_steps: int | None,
+    compile: bool,
+) -> VmasBatchWrapper:
+    names = [agent.name for agent in environment.agents]
+    if group_map is not None and not isinstance(group_map, MarlGroupMapType):
+        _check_groups(group_map, names)
+    if pad:
+        group_map = MarlGroupMapType.ALL_IN_ONE_GROUP if group_map is None else group_map
+        environment.pad(group_map if isinstance(group_map, dict) else group_map.get_group_map(names))
+    env = VmasBatchWrapper(environment, group_map, max_steps=max_steps)
+    if compile:
+        env.compile_step()
+    return env
 
 
 def _check_sizes(sizes: Sequence[int], num_envs: int, group_map: object) -> None:

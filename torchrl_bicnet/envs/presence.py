@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tensordict.utils import expand_right
 from torch import Tensor
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
@@ -41,8 +42,8 @@ def absent_agents(environment: Environment, index: int) -> list[Agent]:
 
 
 def without_absent(actions: list[Tensor], present: list[Tensor]) -> list[Tensor]:
-    """Actions, ``(num_envs, a_i)`` each, of which those of absent agents are 0, whatever they were."""
-    return [torch.where(here.unsqueeze(-1), action, 0) for action, here in zip(actions, present)]
+    """Actions, ``(num_envs, a_i)`` or ``(num_envs,)`` each; those of absent agents are 0, whatever they were."""
+    return [torch.where(expand_right(here, action.shape), action, 0) for action, here in zip(actions, present)]
 
 
 def park(environment: Environment, present: list[Tensor]) -> None:
