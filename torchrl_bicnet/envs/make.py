@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torchrl.envs import TransformedEnv
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import MarlGroupMapType
 from vmas import debug_scenarios, mpe_scenarios, scenarios
 from vmas.scenarios import load
@@ -60,6 +60,7 @@ def make_vmas_env(
       it may change with a reset and in ``post_step``. ``(group, "mask")``, ``(num_envs, N)``, tells. Absent agents do
       not act and are parked far away at rest: one that arrives is to be placed by the scenario, in ``post_step``. A
       step's reward counts for those present before it; one that leaves is terminated with that step.
+    - It is pickled as these arguments: in another process it is a new one, in the state that it was made in.
     - The environment has a random stream of its own: building, seeding, resetting or stepping it neither reads nor
       moves the stream of another environment or the global generators of torch, NumPy and Python.
 
@@ -120,6 +121,7 @@ def make_vmas_env(
         >>> team.reset()["agents", "observation"].shape  # 3 and 11 features, padded, and a one-hot of 2 kinds
         torch.Size([32, 2, 13])
     """
+    arguments = {**locals(), "scenario": copy.copy(scenario)}  # as it is before its world is made
     check_integer("num_envs", num_envs)
     if max_steps is not None:
         check_integer("max_steps", max_steps)
@@ -150,18 +152,24 @@ def make_vmas_env(
         return _wrap(environment, group_map, pad=pad, max_steps=max_steps, compile=compile)
 
     sizes = scenario_kwargs.get("n_agents")
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
-        return TransformedEnv(make(scenario, num_envs, scenario_kwargs))
-    _check_sizes(sizes, num_envs, group_map)
-    return TransformedEnv(
-        MixedTeams(
-            [
-                # Each its own: what make_world draws up is kept in the scenario
-                make(copy.deepcopy(scenario), len(range(k, num_envs, len(sizes))), scenario_kwargs | {"n_agents": size})
-                for k, size in enumerate(sizes)
-            ]
-        )
-    )
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
+        _check_sizes(sizes, num_envs, group_map)
+        teams = []
+        for k, size in enumerate(sizes):
+            # Each its own: what make_world draws up is kept in the scenario
+            own, rows = copy.deepcopy(scenario), len(range(k, num_envs, len(sizes)))
+            teams.append(make(own, rows, scenario_kwargs | {"n_agents": size}))
+        env: VmasBatchWrapper | MixedTeams = MixedTeams(teams)
+    else:
+        env = make(scenario, num_envs, scenario_kwargs)
+    env.made_from = _make_base_env, (arguments,)
+    return TransformedEnv(env)
+
+
+def _make_base_env(arguments: dict[str, Any]) -> EnvBase:
+    """What :func:`make_vmas_env` puts into TorchRL's :class:`~torchrl.envs.TransformedEnv`."""
+    options = {**arguments}
+    return make_vmas_env(**options.pop("scenario_kwargs"), **options).base_env
 
 
 def _wrap(

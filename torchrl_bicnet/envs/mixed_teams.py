@@ -11,10 +11,11 @@ from torchrl.data import Categorical, Composite
 from torchrl.envs import EnvBase
 
 from torchrl_bicnet.envs.environment import StreamedEnvironment
+from torchrl_bicnet.envs.pickling import MadeFromArguments
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
 
 
-class MixedTeams(EnvBase):
+class MixedTeams(MadeFromArguments, EnvBase):
     """Environments of one scenario with teams of several sizes as one batch, with a mask of the agents that there are.
 
     Of ``K`` sizes the environments ``k``, ``k + K``, ``k + 2 K``, ... of the batch have the ``k``-th. Groups have as

@@ -18,6 +18,7 @@ from torchrl.envs.utils import MarlGroupMapType
 from torchrl_bicnet.checks import check_integer
 from torchrl_bicnet.drawing.world import draw_world
 from torchrl_bicnet.envs.environment import StreamedEnvironment
+from torchrl_bicnet.envs.pickling import MadeFromArguments
 from torchrl_bicnet.envs.presence import absent_agents, presence
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_graph.compiled_step import CompiledStep, Inputs
@@ -26,7 +27,7 @@ _DONE = ("done", "terminated", "truncated")
 _NO_LIMIT = torch.iinfo(torch.int64).max
 
 
-class VmasBatchWrapper(VmasWrapper):
+class VmasBatchWrapper(MadeFromArguments, VmasWrapper):
     """TorchRL's wrapper with an episode's bookkeeping, partial resets and one spec for agents of different bounds.
 
     Its entries are those of TorchRL's ``StepCounter``, ``ExpandAs``, ``RewardSum`` and ``InitTracker`` around its own
