@@ -231,7 +231,7 @@ def first_batch_excess(ends: Sequence[float]) -> float:
 
 def differing(options: train_vmas.Options) -> dict[str, Any]:
     """The options without those that say where a run goes and how it is watched."""
-    left_out = ("run_folder", "config", "resume", "logger", "device", "test_episodes", "film_interval")
+    left_out = ("run_folder", "config", "resume", "logger", "progress", "device", "test_episodes", "film_interval")
     left_out += ("checkpoint_interval", "checkpoint_buffer")
     return {name: value for name, value in asdict(options).items() if name not in left_out}
 

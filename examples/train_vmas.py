@@ -133,6 +133,8 @@ class Options:
     """episodes of the evaluation before and after training, from start states used for nothing else"""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     """metrics are always written as CSV; tensorboard or wandb get them too"""
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """on stderr: a bar, a line for each evaluation, or nothing; auto: a bar on a terminal, lines elsewhere"""
     checkpoint_interval: NonNegativeInt = 0
     """frames between two checkpoints; one more is written at the end and when the run is interrupted. 0: a tenth of the
     training"""
@@ -303,6 +305,7 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         best=[name for name in state if name.endswith((".actor", ".critic"))],
         leave_out=() if options.checkpoint_buffer else ("replay_buffer",),
         logger=options.logger,
+        progress=options.progress,
         resume_command=f"python {os.path.relpath(__file__)} --resume",
     )
     if frames_done == 0:

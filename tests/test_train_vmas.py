@@ -248,7 +248,7 @@ OBSERVED: dict[str, tuple[dict[str, Any], Callable[[Result], Any]]] = {
     "checkpoint_interval": ({"checkpoint_interval": 1000}, lambda r: r.checkpoints()),
     "checkpoint_buffer": ({"checkpoint_buffer": False}, lambda r: "replay_buffer" in r.saved()),
 }
-ELSEWHERE = {"pad", "device", "compile", "config", "run_folder", "resume"}  # below
+ELSEWHERE = {"pad", "device", "compile", "config", "progress", "run_folder", "resume"}  # below
 ELSEWHERE |= {"saturation_penalty"}  # above
 
 
@@ -315,8 +315,20 @@ def test_a_run_leaves_options_metrics_checkpoints_and_a_picture(tmp_path, capsys
     last = captured.out.splitlines()[-1]
     assert last.startswith(f"test return: {before.mean():.2f} ± ")
     assert f"{after.mean():.2f} ± {error:.2f} after 120 frames" in last
-    for shown in ("120/120", "evaluation_return=", "loss_actor=", "loss_value=", "frame/s"):
-        assert shown in captured.err
+    lines = [line for line in captured.err.splitlines() if " of 120 frames: " in line]
+    assert [line.split()[0] for line in lines] == ["0", "40", "80", "120"]
+    for shown in ("evaluation_return ", "loss_actor ", "loss_value "):
+        assert shown in lines[-1]
+    assert len(result.frames("frames_per_second")) >= 2
+
+
+@pytest.mark.parametrize("progress", ["bar", "none"])
+def test_progress_is_a_bar_or_nothing(tmp_path, progress, capsys):
+    run(tmp_path, progress=progress)
+    shown = capsys.readouterr().err
+    assert " frames: " not in shown
+    for part in ("120/120", "evaluation_return=", "loss_actor=", "loss_value=", "frame/s"):
+        assert (part in shown) == (progress == "bar")
 
 
 def test_one_seed_is_one_run_to_the_bit_however_often_it_is_evaluated(tmp_path, finished_run):

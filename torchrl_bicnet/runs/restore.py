@@ -61,6 +61,7 @@ _TRAINING_OPTIONS = frozenset(
         "film_interval",
         "test_episodes",
         "logger",
+        "progress",
         "checkpoint_interval",
         "checkpoint_buffer",
         "config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -37,6 +38,14 @@ if find_spec("tqdm") is not None:
     from tqdm import tqdm
 
 LOGGERS = ("csv", "tensorboard", "wandb")
+PROGRESS = ("auto", "bar", "lines", "none")
+
+
+class _Nowhere(io.StringIO):
+    """A file that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Run:
@@ -101,6 +110,7 @@ class Run:
         leave_out: Collection[str] = (),
         logger: str = "csv",
         shown: tuple[str, ...] = ("evaluation_return", "training_return", "loss_actor", "loss_value"),
+        progress: str = "auto",
         resume_command: str = "Run.resume",
     ) -> int:
         """Make the folder, or restore all components from the checkpoint; returns the frames to go on from.
@@ -116,7 +126,9 @@ class Run:
             leave_out (collection of str): components that are not saved, such as the replay buffer.
             logger (str): ``"csv"``, or ``"tensorboard"`` or ``"wandb"`` in addition. They get each step once, also
                 when the run is resumed.
-            shown (tuple of str): metrics shown beside the bar: those whose name ends so.
+            shown (tuple of str): metrics shown with the progress: those whose name ends so.
+            progress (str): what stderr shows: ``"bar"``, ``"lines"``, one for each evaluation, or ``"none"``.
+                Defaults to ``"auto"``, a bar on a terminal and lines elsewhere.
             resume_command (str): what a user types, followed by the folder, to go on with a stopped run.
 
         Raises:
@@ -129,6 +141,8 @@ class Run:
             raise ValueError(f"components must not be called {', '.join(taken)}, which the run adds itself.")
         if logger not in LOGGERS:
             raise ValueError(f"logger must be one of {', '.join(LOGGERS)}, found {logger!r}.")
+        if progress not in PROGRESS:
+            raise ValueError(f"progress must be one of {', '.join(PROGRESS)}, found {progress!r}.")
         for package in {"tqdm", logger} - {"csv"}:
             if find_spec(package) is None:
                 raise ModuleNotFoundError(f"This run needs {package}: pip install {package}.")
@@ -154,8 +168,12 @@ class Run:
             with suppress(OSError):  # not empty
                 (self.folder / unused).rmdir()
         self._other: Any = None if logger == "csv" else self._other_logger(logger)
+        if progress == "auto":
+            progress = "bar" if sys.stderr.isatty() else "lines"
+        self._lines = progress == "lines"
+        file = None if progress == "bar" else _Nowhere()  # a bar that nobody sees still knows the frames per second
         self._bar = self._closing.enter_context(
-            tqdm(total=total_frames, initial=frames, unit="frame", unit_scale=True, dynamic_ncols=True)
+            tqdm(total=total_frames, initial=frames, unit="frame", unit_scale=True, dynamic_ncols=True, file=file)
         )
         self._stop = self._closing.enter_context(stop_signals())
         self.frames, self._frames_before = frames, frames
@@ -185,6 +203,9 @@ class Run:
         if self._other is not None:
             self._send(frames, values)
         self._bar.set_postfix(self._last_values)
+        if self._lines and any(name.endswith("evaluation_return") for name in values):
+            shown = ", ".join(f"{name} {value}" for name, value in self._last_values.items())
+            tqdm.write(f"{frames:,} of {self.total_frames:,} frames: {shown}", file=sys.stderr)
 
     def log_test(self, when: str, evaluation: Evaluation) -> None:
         """Keep the team's return in each test episode, ``"before"`` or ``"after"`` the training, for :meth:`finish`."""
