@@ -15,6 +15,7 @@ PUBLIC = {name: getattr(wing, name) for wing in WINGS for name in wing.__all__ i
 MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(torchrl_bicnet.__path__, f"{torchrl_bicnet.__name__}.")
+    if ".integrations." not in info.name  # of packages that are not installed here
 ]
 EXAMPLES = [
     test for module in MODULES for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples

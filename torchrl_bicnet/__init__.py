@@ -5,7 +5,7 @@ Here is what one composes with; the rest is by its wing: :mod:`~torchrl_bicnet.a
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from torchrl_bicnet.communication import (
@@ -24,9 +24,11 @@ from torchrl_bicnet.net import BiCNet
 from torchrl_bicnet.objectives import make_ddpg_loss
 from torchrl_bicnet.plain import load_plain_bicnet
 from torchrl_bicnet.rewards import RewardScale
-from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
 from torchrl_bicnet.shuffle import shuffle_agents
 from torchrl_bicnet.update import UpdateStep
+
+if TYPE_CHECKING:
+    from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,9 @@ __all__ = [
     "snapshot",
 ]
 
+# Found when they are asked for: runs need a newer TorchRL than the rest, which BenchMARL's takes too.
+_OF_RUNS = ("Checkpoints", "CollectorState", "Run", "load_run")
+
 # Names that moved to a wing, by their wing; importing them from here goes with 0.2.
 _MOVED = {
     "analysis": (
@@ -85,6 +90,8 @@ _MOVED = {
 def __getattr__(name: str) -> Any:
     if name in (*_MOVED, "tasks"):
         return import_module(f"torchrl_bicnet.{name}")
+    if name in _OF_RUNS:
+        return getattr(import_module("torchrl_bicnet.runs"), name)
     for wing, names in _MOVED.items():
         if name in names:
             warn(

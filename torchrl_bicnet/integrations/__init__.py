@@ -1,0 +1,1 @@
+"""This package inside other ones; never imported by the package itself."""
