@@ -40,5 +40,6 @@ def memory(runs: dict[str, Any]) -> str:
         "",
         "`python examples/train_with_memory.py --seed SEED --results FILE`, without memory `--memory-size 0`;",
     ]
-    lines.append(f"{machines}, one thread, {', '.join(dates)}, commit {', '.join(commits)}.")
+    threads = ", ".join(sorted({str(run["threads"]) for run in every}))
+    lines.append(f"{machines}, threads: {threads}, {', '.join(dates)}, commit {', '.join(commits)}.")
     return "\n".join(lines) + "\n"

@@ -8,19 +8,19 @@ that a replay buffer cuts out of episodes.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import tyro
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.envs.transforms import BurnInTransform
-from torchrl.modules import set_recurrent_mode
 
 from torchrl_bicnet import (
     AgentMemory,
@@ -55,7 +55,7 @@ class Options:
     seed: int = 0
     """seed of the parameters, the exploration, the replay and the environments"""
     total_frames: int = 76_800
-    """environment frames to train for; a frame is one step of one environment, with all its agents"""
+    """environment frames to train for, rounded up to whole episodes; a frame is one step of one environment, with all its agents"""
     updates_per_batch: int = 40
     """gradient updates after each episode of all environments"""
     batch_size: int = 256
@@ -70,16 +70,29 @@ class Options:
     """JSON file to write the evaluations to"""
 
 
-def make_env(options: Options, num_envs: int, seed: int, *memories: AgentMemory) -> EnvBase:
+NET = {"communication": "gru", "hidden_size": 32, "num_cells": (64,)}
+
+
+def make_networks(
+    env: EnvBase, options: Options
+) -> tuple[TensorDictModuleBase, TensorDictModuleBase, list[AgentMemory]]:
+    """Actor and critic, each behind a memory of its own; without memories to see what they are worth."""
+    size = options.memory_size
+    if size == 0:
+        return BiCNetActor.from_env(env, **NET), BiCNetCritic.from_env(env, **NET), []
+    n_inputs = env.full_observation_spec[OBSERVATION].shape[-1] + size
+    actor_memory = AgentMemory.from_env(env, size, name="actor_memory")
+    actor = BiCNetActor(n_inputs, env.full_action_spec, in_keys=[OBSERVATION, ("agents", "actor_memory")], **NET)
+    critic_memory = AgentMemory.from_env(env, size, name="critic_memory")
+    critic = BiCNetCritic(n_inputs, 1, in_keys=[OBSERVATION, ("agents", "critic_memory"), ACTION], **NET)
+    memories = [actor_memory, critic_memory]
+    return TensorDictSequential(actor_memory, actor), TensorDictSequential(critic_memory, critic), memories
+
+
+def make_env(options: Options, num_envs: int, seed: int, memories: Sequence[AgentMemory] = ()) -> EnvBase:
     """The environment, which passes on what the memories hold from step to step."""
-    env = make_vmas_env(
-        "guess_the_sum",
-        num_envs,
-        max_steps=options.max_steps,
-        seed=seed,
-        n_agents=options.n_agents,
-        seen_once=True,
-    )
+    about = {"max_steps": options.max_steps, "n_agents": options.n_agents, "seen_once": True}
+    env = make_vmas_env("guess_the_sum", num_envs, seed=seed, **about)
     for memory in memories:
         env = env.append_transform(memory.make_tensordict_primer())
     return env
@@ -88,29 +101,19 @@ def make_env(options: Options, num_envs: int, seed: int, *memories: AgentMemory)
 def train(options: Options) -> list[dict[str, float]]:
     """Train, print evaluations, and return them."""
     torch.manual_seed(options.seed)
-    # Actor and critic, each behind a memory of its own if there is to be one
-    env, size = make_env(options, 1, 0), options.memory_size
-    memories = [AgentMemory.from_env(env, size, name=f"{name}_memory") for name in ("actor", "critic") if size]
-    actor_memory, critic_memory = memories[:1], memories[1:]
-    remembered = [memory.out_keys[0] for memory in memories]
-    n_inputs = env.full_observation_spec[OBSERVATION].shape[-1] + size
-    net = {"communication": "gru", "hidden_size": 32, "num_cells": (64,)}
-    bicnet_actor = BiCNetActor(n_inputs, env.full_action_spec, in_keys=[OBSERVATION, *remembered[:1]], **net)
-    bicnet_critic = BiCNetCritic(n_inputs, 1, in_keys=[OBSERVATION, *remembered[1:], ACTION], **net)
-    actor = TensorDictSequential(*actor_memory, bicnet_actor)
-    critic = TensorDictSequential(*critic_memory, bicnet_critic)
-
+    actor, critic, memories = make_networks(make_env(options, 1, 0), options)
+    env = make_env(options, options.num_envs, options.seed, memories)
     loss = make_ddpg_loss(actor, critic, gamma=options.gamma)
     update = UpdateStep(loss, actor_lr=options.lr, critic_lr=options.lr, tau=0.01, max_grad_norm=1.0)
-    noise = ExplorationNoise(bicnet_actor.spec, sigma=options.sigma)
-    # The critic's memory goes along, so that its state too is stored with each step
-    explorer = TensorDictSequential(actor, noise, *critic_memory)
-    env = make_env(options, options.num_envs, options.seed, *memories)
+    noise = ExplorationNoise(env.full_action_spec, sigma=options.sigma)
+    frames_per_batch = options.num_envs * options.max_steps
+    total_frames = math.ceil(options.total_frames / frames_per_batch) * frames_per_batch
     collector = Collector(
         env,
-        explorer,
-        frames_per_batch=options.num_envs * options.max_steps,
-        total_frames=options.total_frames,
+        # The critic's memory goes along, so that its state too is stored with each step
+        TensorDictSequential(actor, noise, *memories[1:]),
+        frames_per_batch=frames_per_batch,
+        total_frames=total_frames,
     )
     steps = options.burn_in + options.slice_steps
     replay_buffer = TensorDictReplayBuffer(
@@ -119,9 +122,7 @@ def train(options: Options) -> list[dict[str, float]]:
         sampler=SliceSampler(slice_len=steps, end_key=("next", "done")),
         batch_size=options.batch_size * steps,
     )
-    burn_in = BurnInTransform(memories, options.burn_in, out_keys=[key for m in memories for key in m.in_keys[1:-1]])
-
-    eval_env = make_env(options, 1000, EVAL_SEED, *actor_memory)
+    eval_env = make_env(options, 1000, EVAL_SEED, memories[:1])
     evaluations: list[dict[str, float]] = []
 
     forgetful = evaluate(eval_env, say_zero, max_steps=options.max_steps, seed=EVAL_SEED).summary()["evaluation_return"]
@@ -137,10 +138,10 @@ def train(options: Options) -> list[dict[str, float]]:
         replay_buffer.extend(batch.select(*loss.in_keys, ("next", "done"), strict=False))
         for _ in range(options.updates_per_batch):
             sequences = replay_buffer.sample().reshape(options.batch_size, steps)
-            with set_recurrent_mode(True):
-                sequences = burn_in(sequences)
-            update(sequences)
-        if i % 10 == 0 or i * batch.numel() >= options.total_frames:
+            for memory in memories:
+                memory.burn_in(sequences, options.burn_in)
+            update(sequences[:, options.burn_in :])
+        if i % 10 == 0 or i * batch.numel() == total_frames:
             report(i * batch.numel())
     return evaluations
 

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.data.postprocs import MultiStep
-from torchrl.envs.transforms import BurnInTransform
 from torchrl.modules import set_recurrent_mode
+from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import SoftUpdate
 
 from benchmarks import report_memory
@@ -34,15 +34,11 @@ def sequences(memory, generator_seed=1):
     td["is_init"] = torch.rand(B, T, 1, generator=generator) < 0.3
     if memory.mask_key is not None:
         td[memory.mask_key] = torch.rand(B, T, N, generator=generator) < 0.7
-    for state in state_keys(memory):
+    for state in memory.state_keys:
         td[state] = torch.zeros(B, T, N, 1, H)
         if memory.mask_key is None:  # from earlier steps of episodes that go on; who was absent remembers nothing
             td[state][:, 0] = torch.randn(B, N, 1, H, generator=generator) * ~td["is_init"][:, 0, :, None, None]
     return td
-
-
-def state_keys(memory):
-    return [key[1:] for key in memory.out_keys[1:]]
 
 
 def step_by_step(memory, td):
@@ -51,7 +47,7 @@ def step_by_step(memory, td):
     for t in range(T):
         step = td[:, t].clone()
         if steps:
-            step.update({state: steps[-1]["next"][state] for state in state_keys(memory)})
+            step.update({state: steps[-1]["next"][state] for state in memory.state_keys})
         steps.append(memory(step))
     return torch.stack(steps, 1)
 
@@ -75,7 +71,7 @@ def test_it_starts_from_zero_where_an_episode_does(cell):
     memory = make_memory(cell)
     td = TensorDict({OBSERVATION: torch.randn(B, N, F), "is_init": torch.ones(B, 1, dtype=torch.bool)}, [B])
     zero, garbage = (
-        td.clone().update({state: torch.full((B, N, 1, H), value) for state in state_keys(memory)})
+        td.clone().update({state: torch.full((B, N, 1, H), value) for state in memory.state_keys})
         for value in (0.0, torch.nan)
     )
     assert memory(garbage)[MEMORY].equal(memory(zero)[MEMORY])
@@ -84,7 +80,7 @@ def test_it_starts_from_zero_where_an_episode_does(cell):
 def test_it_is_the_gru_of_torch():
     memory = make_memory()
     gru = torch.nn.GRU(F, H, batch_first=True)
-    gru.load_state_dict({name.rpartition(".")[2]: value for name, value in memory.state_dict().items()})
+    gru.load_state_dict(memory.cell.state_dict())
     td = sequences(memory)
     td["is_init"].zero_()
     with set_recurrent_mode(True):
@@ -159,11 +155,30 @@ def test_the_environment_passes_it_on():
                 torch.testing.assert_close(again[key], td[key], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_torchrl_finds_its_primer(cell):
+    env = make_env()
+    policy = TensorDictSequential(AgentMemory.from_env(env, H, cell=cell), BiCNetActor.from_env(env))
+    td = env.append_transform(get_primers_from_module(policy)).rollout(3, policy)
+    assert td["agents", "memory_hidden"].shape == (4, 3, N, 1, H)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda():
+    env = make_vmas_env("navigation", 4, max_steps=6, seed=0, n_agents=N, device="cuda")
+    env, actor, critic, _ = make_networks(env)
+    update = UpdateStep(make_ddpg_loss(actor, critic), actor_lr=1e-3, critic_lr=1e-3, tau=0.01)
+    with torch.no_grad():
+        td = env.rollout(6, TensorDictSequential(actor, critic))
+    assert all(value.isfinite() for value in update(td).values())
+
+
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_targets_are_those_of_the_steps(n_steps):
     """Of the critic run step by step: its value of the next state is that which it gave when it came there.
 
-    Over three episodes of one batch.
+    Over three episodes, of which two batches hold one and a half each.
     """
     env, actor, critic, _ = make_networks(make_env())
     loss = make_ddpg_loss(actor, critic, gamma=0.9)
@@ -176,27 +191,35 @@ def test_targets_are_those_of_the_steps(n_steps):
         last = last["agents", "state_action_value"].squeeze(-1)  # (B, 3, N)
         multi_step = MultiStep(0.9, n_steps)
         multi_step.reward_keys = (("agents", "reward"),)
-        output = loss(multi_step(td.exclude(("agents", "param"))))
+        output = loss(torch.cat([multi_step(part.exclude(("agents", "param"))) for part in td.split(9, 1)], 1))
     torch.testing.assert_close(output["pred_value"], value, atol=1e-5, rtol=1e-5)
     for t in range(18):
-        end = min(t + n_steps, t - t % 6 + 6)
+        end = min(t + n_steps, t - t % 6 + 6, t - t % 9 + 9)  # of the episode or of the batch
         expected = sum(0.9 ** (k - t) * reward[:, k] for k in range(t, end))
         expected = expected + 0.9 ** (end - t) * (value[:, end] if end % 6 else last[:, end // 6 - 1])
         torch.testing.assert_close(output["target_value"][:, t], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_burn_in_brings_stale_states_up_to_date():
+    """Values and targets behind it are as if the stored states had been right, also where an episode starts there."""
     env, actor, critic, memories = make_networks(make_env())
+    loss = make_ddpg_loss(actor, critic)
+    SoftUpdate(loss, tau=0.01)
     with torch.no_grad():
-        td = env.rollout(6, TensorDictSequential(actor, critic))
-    value = td["agents", "state_action_value"].clone()
-    states = [state for memory in memories for state in state_keys(memory)]
-    for state in states:
-        td[state][:, 1:] = torch.randn_like(td[state][:, 1:])
-    burn_in = BurnInTransform(memories, burn_in=2, out_keys=states)
-    with set_recurrent_mode(True), torch.no_grad():
-        rest = critic(actor(burn_in(td)))
-    torch.testing.assert_close(rest["agents", "state_action_value"], value[:, 2:], atol=1e-5, rtol=1e-5)
+        (td,) = Collector(env, TensorDictSequential(actor, critic), frames_per_batch=4 * 12, total_frames=4 * 12)
+        for first, steps in ((0, 2), (4, 2)):  # to the middle of the first episode, and to the start of the second
+            part = td[:, first : first + 6]
+            expected = loss(part[:, steps:])
+            stale = part.clone()
+            for memory in memories:
+                for state in (*memory.state_keys, *memory.out_keys[1:]):
+                    for t in range(1, 6):  # the primer's zeros stay
+                        noise = torch.randn_like(stale[state][:, t])
+                        stale[state][:, t] = noise * (state[0] == "next" or first + t != 6)
+                memory.burn_in(stale, steps)
+            found = loss(stale[:, steps : steps + (4 if first == 0 else 1)])
+            for key in ("pred_value", "target_value"):
+                torch.testing.assert_close(found[key], expected[key][:, : found[key].shape[1]], atol=1e-5, rtol=1e-5)
 
 
 def test_an_update_trains_memories_through_time():
@@ -232,6 +255,12 @@ def test_misuse():
         AgentMemory(F, H, n_agents=N, cell="rnn")
     with pytest.raises(ValueError, match="hidden_size must be at least 1, found 0"):
         AgentMemory.from_env(env, 0)
+    with pytest.raises(
+        ValueError, match=r"must have names of their own, found \[\('next', 'agents', 'memory_hidden'\)\]"
+    ):
+        make_ddpg_loss(*(TensorDictSequential(memory, cls.from_env(env)) for cls in (BiCNetActor, BiCNetCritic)))
+    with pytest.raises(ValueError, match="steps must be between 0 and 5, found 6"):
+        memory.burn_in(env.rollout(6), 6)
     with pytest.raises(TypeError, match="or sequences that end with them, found AgentMemory"):
         make_ddpg_loss(TensorDictSequential(memory), BiCNetCritic.from_env(env))
     env, actor, critic, _ = make_networks(env)
@@ -263,7 +292,7 @@ def test_a_task_that_needs_memory():
 
 
 def test_the_report_of_the_example(tmp_path):
-    about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine"}
+    about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine", "threads": 1}
     for size, seed, shares in ((8, 101, (0.5, 0.75)), (8, 100, (0.25, 0.9)), (0, 100, (-0.01, 0.0))):
         evaluations = [{"frames": 10 * i, "share_of_the_best": share} for i, share in enumerate((-3.0, *shares))]
         run = {**about, "options": {"memory_size": size, "seed": seed}, "evaluations": evaluations}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchrl.data import Unbounded
 from torchrl.envs import EnvBase, TensorDictPrimer
-from torchrl.modules import GRUModule, LSTMModule
+from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
 from torchrl_bicnet.checks import check_integer, check_key
 from torchrl_bicnet.communication.mask import mask_absent
@@ -35,8 +35,9 @@ class AgentMemory(TensorDictModuleBase):
     - under ``set_recurrent_mode(True)``, which TorchRL's losses set by themselves, the last dimension of the tensordict
       is time and a sequence is processed in one piece, from the state that is stored with its first step, and anew from
       the stored one, which is zero at the start of an episode, wherever ``"is_init"`` is set. Sequences come from a
-      replay buffer by :class:`~torchrl.data.SliceSampler`; :class:`~torchrl.envs.transforms.BurnInTransform` takes off
-      first steps that only bring the stored state up to date.
+      replay buffer by :class:`~torchrl.data.SliceSampler`; :meth:`burn_in` brings their first states up to date.
+
+    As TorchRL's modules do, it waits for the device, to see where episodes start.
 
     An absent agent remembers nothing: its slot is zero, and it starts anew should it come back.
 
@@ -106,14 +107,15 @@ class AgentMemory(TensorDictModuleBase):
         self.group, self.n_agents = unravel_key(group), n_agents
         self.mask_key = None if mask_key is None else unravel_key(mask_key)
         module_class, parts = _CELLS[cell]
-        states = [unravel_key((group, f"{name}_{part}")) for part in parts]
-        self.in_keys = [unravel_key((group, "observation") if in_key is None else in_key), *states, "is_init"]
-        self.out_keys = [unravel_key((group, name)), *(unravel_key(("next", state)) for state in states)]
-        self.recurrence = module_class(
-            n_agent_inputs, hidden_size, in_keys=self.in_keys, out_keys=self.out_keys, device=device
-        )
-        if self.mask_key is not None:
-            self.in_keys = [*self.in_keys, self.mask_key]
+        self.hidden_size = hidden_size
+        self.state_keys = [unravel_key((group, f"{name}_{part}")) for part in parts]
+        in_keys = [unravel_key((group, "observation") if in_key is None else in_key), *self.state_keys, "is_init"]
+        self.out_keys = [unravel_key((group, name)), *(unravel_key(("next", state)) for state in self.state_keys)]
+        recurrence = module_class(n_agent_inputs, hidden_size, in_keys=in_keys, out_keys=self.out_keys, device=device)
+        self.in_keys = [*in_keys, *([] if self.mask_key is None else [self.mask_key])]
+        self.cell = next(recurrence.children())  # torch's
+        # No submodule: TorchRL would make a primer of it, too, for states without agents.
+        self.__dict__["_recurrence"] = recurrence
 
     @classmethod
     def from_env(
@@ -144,31 +146,48 @@ class AgentMemory(TensorDictModuleBase):
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that puts the state, zero at each reset, into an environment and its specs."""
-        _, *states, _ = self.recurrence.in_keys
-        specs = {state: Unbounded((self.n_agents, 1, self._hidden_size)) for state in states}
+        specs = {state: Unbounded((self.n_agents, 1, self.hidden_size)) for state in self.state_keys}
         return TensorDictPrimer(specs, expand_specs=True)
 
-    @property
-    def _hidden_size(self) -> int:
-        return next(self.recurrence.children()).hidden_size
+    @torch.no_grad()
+    def burn_in(self, sequences: TensorDictBase, steps: int) -> TensorDictBase:
+        """Bring the stored states after the first ``steps`` of sequences ``(*B, T)`` up to date, from those steps.
+
+        Learn from the rest, ``sequences[..., steps:]``. The states before its first step and behind it are changed, at
+        which the values of states and of next states begin; one that starts an episode stays zero.
+        """
+        check_integer("steps", steps, least=0, most=sequences.shape[-1] - 1)
+        if steps:
+            with set_recurrent_mode(True):
+                before = self(sequences[..., :steps].select(*self.in_keys))
+            first = sequences[..., steps].select(*self.in_keys)
+            for key in self.state_keys:
+                last = before["next"][key][..., -1, :, :, :]
+                first[key] = torch.where(expand_right(first["is_init"], last.shape), first[key], last)
+            with set_recurrent_mode(False):
+                self(first)
+            for key in (*self.state_keys, *self.out_keys[1:]):
+                sequences[key][..., steps, :, :, :] = first[key]
+        return sequences
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation, *states, is_init = self.recurrence.in_keys
-        if missing := [key for key in states if key not in tensordict.keys(True)]:
+        observation, is_init = self.in_keys[0], "is_init"
+        if missing := [key for key in self.state_keys if key not in tensordict.keys(True)]:
             raise KeyError(
                 f"The state {missing[0]!r} of a memory is missing: append memory.make_tensordict_primer() to the "
                 f"environment, so that it passes the state on from step to step."
             )
         mask = None if self.mask_key is None else tensordict[self.mask_key]  # (*B, N)
-        inputs = {observation: mask_absent(tensordict[observation], mask)} | {key: tensordict[key] for key in states}
+        inputs = {observation: mask_absent(tensordict[observation], mask)}
+        inputs |= {key: tensordict[key] for key in self.state_keys}
         starts = expand_right(tensordict[is_init], inputs[observation].shape[:-1])  # (*B, N)
-        if mask is not None and self.recurrence.recurrent_mode:
+        if mask is not None and self._recurrence.recurrent_mode:
             starts = starts | pad(~mask[..., :-1, :], (0, 0, 1, 0))  # who was absent at the step before
         inputs[is_init] = starts.unsqueeze(-1)
 
         n_dims = tensordict.ndim  # the agents come next, and time last
         agents_first = {key: tensor.movedim(n_dims, 0) for key, tensor in inputs.items()}
-        output = self.recurrence(TensorDict(agents_first, [starts.shape[-1], *tensordict.shape]))
+        output = self._recurrence(TensorDict(agents_first, [starts.shape[-1], *tensordict.shape]))
         for key in self.out_keys:
             tensordict.set(key, _mask_slots(output[key].movedim(0, n_dims), mask))
         return tensordict

@@ -45,7 +45,8 @@ def make_ddpg_loss(
     With the modules' ``mask_key``, absent agents are left out of both losses; their rewards, NaN too, reach neither the
     target nor a metric. The target uses the mask at ``("next", ...)``: an agent that leaves the team has no value
     afterwards. A later ``loss.make_value_estimator(...)`` replaces the estimator that keeps the rewards of the absent
-    out of the metrics and takes transitions of several steps; other losses stay right.
+    out of the metrics, takes transitions of several steps and knows where memories restart; without any of these the
+    losses stay right.
 
     With an :class:`~torchrl_bicnet.AgentMemory` before actor and critic, batches are sequences ``(*B, T)``. The next
     states are a sequence too; memories go through it from the state that is stored with the first of them, and from the
@@ -95,6 +96,8 @@ def make_ddpg_loss(
             raise ValueError(
                 f"Actor and critic must share one {name}, found {getattr(policy, name)!r} and {getattr(value, name)!r}."
             )
+    if shared := {key for key in actor.out_keys if key[0] == "next"} & set(critic.out_keys):
+        raise ValueError(f"Memories of actor and critic must have names of their own, found {sorted(shared)} in both.")
     if policy.out_keys[-1] not in value.in_keys:
         raise ValueError(
             f"The critic must read the action that the actor writes at {policy.out_keys[-1]!r}, its in_keys are "
@@ -160,8 +163,8 @@ class _AgentTD0Estimator(TD0Estimator):
         steps = tensordict.get(steps_key, None)
         if "is_init" in self.value_network.in_keys:  # memories, and sequences (*B, T)
             restarts = tensordict["is_init"]
-            if steps is not None:  # fewer of them lead to the same observation as those of the transition before
-                restarts = restarts | pad(steps[..., 1:] < steps[..., :-1], (1, 0)).view_as(restarts)
+            if steps is not None:  # with another number of them the next state does not follow on the one before
+                restarts = restarts | pad(steps[..., 1:] != steps[..., :-1], (1, 0)).view_as(restarts)
             tensordict["next", "is_init"] = restarts  # from the states that are stored there
         if steps is not None:  # of a transition, for each of its agents
             reward = tensordict["next", self.tensor_keys.reward]

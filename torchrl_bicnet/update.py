@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,6 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey, expand_right
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torchrl.modules import GRUModule, LSTMModule
 from torchrl.objectives import DDPGLoss
 
 from torchrl_bicnet.checks import check_integer, check_number, check_type
@@ -33,7 +31,7 @@ class UpdateStep:
 
     With ``compile=True`` the same step is traced and fused by Inductor when it is first called with a batch of new
     shapes or keys, which takes up to a minute, and longer for larger teams; on CUDA it is then replayed as one CUDA
-    graph. No form waits for the device.
+    graph. No form waits for the device, but with a memory over time.
 
     Args:
         loss (DDPGLoss): from :func:`~torchrl_bicnet.make_ddpg_loss`, configured and on its device: its value estimator,
@@ -95,8 +93,7 @@ class UpdateStep:
                 raise ValueError(f"{name} must be between 0 and {most}, found {number}.")
         check_integer("actor_warmup", actor_warmup, least=0)
         check_type("compile", compile, bool, "a bool")
-        modules = itertools.chain(loss.actor_network.modules(), loss.value_network.modules())
-        if compile and any(isinstance(module, (GRUModule, LSTMModule)) for module in modules):
+        if compile and "is_init" in loss.in_keys:
             raise ValueError("compile must be False with a memory, which goes through a sequence as its values say.")
         if autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast must be torch.bfloat16 or None, found {autocast!r}.")
