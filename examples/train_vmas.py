@@ -104,7 +104,8 @@ class Options:
     reward_rms: PositiveFloat = 0.2
     """root mean square that rewards are scaled to for learning, measured over those collected"""
     shuffle_agents: bool = False
-    """put the agents of each replayed transition in a random order, so that no order of a recurrence is learned"""
+    """put the agents of each replayed transition in a random order, so that no order of a recurrence is learned; for
+    agents that are alike"""
     tau: Fraction = 0.01
     """fraction of the way that the target networks move towards the trained ones at each update"""
     actor_lr: PositiveFloat = 1e-3
@@ -177,6 +178,8 @@ class Options:
             raise ValueError("n_agents is given twice, by n_agents and among scenario_options")
         if len(self.n_agents) == 1:
             raise ValueError(f"n_agents must be several sizes, found {self.n_agents[0]}; for one use scenario_options")
+        if self.shuffle_agents and (self.pad or self.agent_id or not self.share_params):
+            raise ValueError("shuffle_agents needs agents that are alike: no pad, no agent_id, and share_params")
         for name in ("num_envs", "eval_episodes", "test_episodes"):
             if getattr(self, name) < len(self.n_agents):
                 found = f"found {getattr(self, name)} and {len(self.n_agents)}"
@@ -289,14 +292,8 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         }.items()
     }
 
-    def film() -> None:
-        several = {"n_agents": [max(options.n_agents)]} if options.n_agents else {}  # what is drawn is of one size
-        env = make_env(options, 3, EVAL_SEED, **several)
-        pictures = record(
-            env, policy, max_steps=options.max_steps, seed=EVAL_SEED, env_index=range(3), columns=3, width=240
-        )
-        (run.folder / "films").mkdir(exist_ok=True)
-        save_film(pictures, run.folder / "films" / f"film-{frames_done:012d}.gif")
+    several = {"n_agents": [max(options.n_agents)]} if options.n_agents else {}  # what is drawn is of one size
+    film_env = make_env(options, 3, EVAL_SEED, **several) if options.film_interval else None
 
     # A new run makes its folder; a resumed one restores all of this from the checkpoint
     frames_done = run.start(
@@ -336,8 +333,11 @@ def train(options: Options, run: Run, learner_class: type[Learner] = Learner) ->
         run.log(frames_done, by_group(metrics))
         if run.due(options.eval_interval):
             run.log_evaluation(run_evaluation())
-        if options.film_interval and run.due(options.film_interval):
-            film()
+        if film_env is not None and run.due(options.film_interval):
+            look = {"env_index": range(3), "columns": 3, "width": 240}
+            pictures = record(film_env, policy, max_steps=options.max_steps, seed=EVAL_SEED, **look)
+            (run.folder / "films").mkdir(exist_ok=True)
+            save_film(pictures, run.folder / "films" / f"film-{frames_done:012d}.gif")
         run.checkpoint(options.checkpoint_interval)
 
     collector.shutdown()
@@ -354,7 +354,6 @@ def command_line() -> Options:
         defaults = options_of_file(Options, given.config)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    defaults.run_folder = defaults.resume = None  # another run
     return tyro.cli(Options, description=__doc__, default=defaults)
 
 

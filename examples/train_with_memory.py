@@ -55,7 +55,8 @@ class Options:
     seed: int = 0
     """seed of the parameters, the exploration, the replay and the environments"""
     total_frames: int = 76_800
-    """environment frames to train for, rounded up to whole episodes; a frame is one step of one environment, with all its agents"""
+    """environment frames to train for, rounded up to whole episodes; a frame is one step of one environment, with all
+    its agents"""
     updates_per_batch: int = 40
     """gradient updates after each episode of all environments"""
     batch_size: int = 256

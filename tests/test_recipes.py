@@ -132,16 +132,21 @@ def test_twins_start_as_they_were_initialised(name):
     assert not any(changed(before, critic.named_parameters()) for before, critic in zip(initial, critics))
 
 
+MEMORIES = ("memory", "critic_memory")
 OBSERVATION_AND_MASK = '[("agents", "observation"), ("agents", "mask")]'
 
 
-@pytest.mark.parametrize("name", ["TD3", "SAC", "SAC with discrete actions", "PPO", "PPO by MAPPOLoss"])
+@pytest.mark.parametrize(
+    "name", ["TD3", "SAC", "SAC with discrete actions", "PPO", "PPO with memory", "PPO by MAPPOLoss"]
+)
 def test_teams_that_change(name):
     """What absent slots hold changes no loss and no gradient, by what the last section says and nothing else."""
     edits = [("n_agents=3", "n_agents=(2, 3, 4)")]
     if name != "TD3":  # with plain nets
-        edits += [("(BiCNet(", "(MaskedBiCNet(")]
-        edits += [('[("agents", "observation")]', OBSERVATION_AND_MASK)]
+        edits += [("BiCNet(n_", "MaskedBiCNet(n_")]
+        memory = [(f', ("agents", "{name}")]', f', ("agents", "{name}"), ("agents", "mask")]') for name in MEMORIES]
+        memory += [('"guess_the_sum"', '"navigation"'), (", seen_once=True", "")]  # whose bounds are of one size
+        edits += memory if "memory" in name else [('[("agents", "observation")]', OBSERVATION_AND_MASK)]
     build, train = halves(edited(CASES[name], *edits))
     torch.manual_seed(0)
     namespace = run(build, run(MASKED_BICNET))
@@ -150,7 +155,7 @@ def test_teams_that_change(name):
     run(train, namespace)
     assert all(parameter.isfinite().all() for parameter in loss.parameters())
 
-    data = namespace["batch"].reshape(-1)
+    data = namespace["batch"] if "memory" in name else namespace["batch"].reshape(-1)
     present, present_next = data["agents", "mask"], data["next", "agents", "mask"]
     assert 0 < present.sum() < present.numel()
     results = []

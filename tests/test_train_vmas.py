@@ -412,6 +412,7 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),
         ({"device": "gpu"}, "device must be one that torch finds here, such as 'cpu', found 'gpu'"),
         ({"n_agents": (2, 2)}, "n_agents must be a number or different numbers of agents, found"),
+        ({"shuffle_agents": True, "agent_id": True}, "shuffle_agents needs agents that are alike"),
         ({"n_agents": (2, 4), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
         ({"n_agents": (2,)}, "n_agents must be several sizes, found 2"),
         ({"n_agents": (2, 3, 4), "eval_episodes": 2}, "eval_episodes must be at least the number of sizes in n_agents"),
@@ -463,12 +464,25 @@ class TestConfig:
 
     def test_the_command_line_comes_on_top_of_the_file(self, tmp_path, monkeypatch):
         file = tmp_path / "options.yaml"
-        file.write_text("num_envs: 20\nn_agents: [2, 3]\nscenario_options: {collisions: false}\nactor_lr: 1.0e-4\n")
+        file.write_text(
+            "num_envs: 20\nn_agents: [2, 3]\nscenario_options: {collisions: false}\nactor_lr: 1.0e-4\ncritic_lr: 3e-4\n"
+            "total_frames: 1000\nframes_per_batch: 0\nrun_folder: runs/x\n"
+        )
         options = self.parsed(monkeypatch, "--config", file, "--actor-lr", "2e-4", "--max-steps", "7")
-        expected = Options(num_envs=20, n_agents=(2, 3), scenario_options={"collisions": False}, actor_lr=2e-4)
-        assert options == replace(expected, max_steps=7, config=file)
+        expected = Options(
+            num_envs=20,
+            n_agents=(2, 3),
+            scenario_options={"collisions": False},
+            actor_lr=2e-4,
+            critic_lr=3e-4,
+            total_frames=1000,
+            max_steps=7,
+            run_folder=Path("runs/x"),
+        )
+        assert options == replace(expected, config=file)
         # What follows from other options follows from those of the command line.
-        assert self.parsed(monkeypatch, "--config", file, "--num-envs", "30").frames_per_batch == 300
+        options = self.parsed(monkeypatch, "--config", file, "--num-envs", "30")
+        assert (options.frames_per_batch, options.total_frames) == (300, 1200)
 
     def test_another_run_is_done_again_with_other_options(self, tmp_path, finished_run, monkeypatch):
         options = self.parsed(monkeypatch, "--config", finished_run.folder / "run.json", "--seed", "5")

@@ -14,7 +14,8 @@ def shuffle_agents(tensordict: TensorDictBase, group: NestedKey = "agents") -> T
     """Put the agents of each transition of a batch in a random order, the same in all of its entries.
 
     A recurrence over agents that is trained on it cannot rely on one order of them; it loses what an order gives, that
-    agents who see the same can act differently. Orders come from torch's global generator.
+    agents who see the same can act differently. It is for agents that are alike: with an id, parameters or action
+    bounds for each slot it teaches one agent what another one did. Orders come from torch's global generator.
 
     Args:
         tensordict (TensorDictBase): a batch of transitions, ``(*B,)``; it is changed.
@@ -39,8 +40,8 @@ def shuffle_agents(tensordict: TensorDictBase, group: NestedKey = "agents") -> T
     if not keys:
         raise KeyError(f"The batch has no group {group!r}, only {list(tensordict.keys())}.")
     n_dims = tensordict.ndim
-    n_agents = next(iter(tensordict[keys[0]].values(True, True))).shape[n_dims]
-    order = torch.rand(*tensordict.shape, n_agents, device=tensordict.device).argsort(-1)
+    first = next(iter(tensordict[keys[0]].values(True, True)))
+    order = torch.rand(first.shape[: n_dims + 1], device=first.device).argsort(-1)
 
     def shuffled(x: Tensor) -> Tensor:
         return x.take_along_dim(order.view(*order.shape, *(1,) * (x.ndim - order.ndim)), n_dims)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 Options = TypeVar("Options")
 
@@ -67,22 +68,33 @@ def options_of_file(kind: type[Options], path: Path | str) -> Options:
         Options(num_envs=8192, seed=0)
     """
     import yaml
+    from pydantic import TypeAdapter
+    from pydantic_core import to_json
 
+    class Loader(yaml.SafeLoader):
+        """With the numbers of YAML 1.2, such as 1e-4."""
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values of options, found {values!r}.")
-    if isinstance(values.get("options"), dict):  # of a run
-        values = values["options"]
+    if isinstance(values.get("options"), dict):  # of a run, which another one does not go on with
+        values = {k: v for k, v in values["options"].items() if k not in ("run_folder", "resume", "config")}
     try:
         options = validated(kind, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    hints = get_type_hints(kind, include_extras=True)
     plain = copy.copy(options)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name not in values:
+        if field.name in values:
+            value = TypeAdapter(hints[field.name]).validate_json(to_json(values[field.name]))
+        else:
             factory = field.default_factory
-            setattr(plain, field.name, field.default if factory is dataclasses.MISSING else factory())
+            value = field.default if factory is dataclasses.MISSING else factory()
+        setattr(plain, field.name, value)
     return plain
