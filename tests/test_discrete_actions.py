@@ -100,6 +100,32 @@ def test_absent_agents_do_not_act():
         assert here.all() or actions[here].ne(0).any()
 
 
+class Talking(Shifts):
+    """These agents, with four forces on each axis, none of which is to stay, and three words."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        world._dim_c = 3
+        for agent in world.agents:
+            agent._silent, agent.discrete_action_nvec = False, [4, 4]
+            agent.state._c = torch.zeros(batch_dim, 3, device=device)
+        return world
+
+
+def test_absent_agents_do_not_talk_or_act_where_every_action_does_something():
+    for check_actions in (False, True):
+        env = make_vmas_env(Talking(), 3, continuous_actions=False, check_actions=check_actions)
+        td = env.reset()
+        here = td["agents", "mask"]
+        assert not here.all()
+        env.step(td.update(random_actions(env, 0)))
+        for agent, present in zip(simulator(env).agents, here.unbind(1)):
+            assert agent.action.u[~present].eq(0).all()
+            assert agent.action.c[~present].eq(0).all()
+            assert agent.action.u[present].ne(0).all()
+            assert agent.action.c[present].sum(-1).eq(1).all()
+
+
 def test_teams_of_several_sizes():
     env = make_vmas_env("navigation", 6, n_agents=(2, 3), continuous_actions=False, seed=0)
     check_env_specs(env)

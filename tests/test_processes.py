@@ -19,8 +19,37 @@ CASES = {
     "one size": partial(make_vmas_env, "navigation", 4, max_steps=6, n_agents=3),
     "several sizes": partial(make_vmas_env, "navigation", 4, n_agents=(2, 3)),
     "own scenario": partial(make_vmas_env, GuessTheSum(), 4, n_agents=2),
-    "discrete and padded groups": partial(make_vmas_env, "simple_speaker_listener", 4, pad=True),
+    "padded groups": partial(make_vmas_env, "simple_speaker_listener", 4, pad=True),
+    "discrete actions": partial(make_vmas_env, "simple_reference", 4, continuous_actions=False),
 }
+
+
+class Collects(GuessTheSum):
+    """Counts how often its world was made, in a list that its instance brings."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def make_world(self, *args, **kwargs):
+        self.made.append(1)
+        return super().make_world(*args, **kwargs)
+
+    def observation(self, agent):
+        return torch.full((self.world.batch_dim, 1), float(len(self.made)))
+
+
+def test_a_scenario_is_pickled_as_it_was_before_its_world_was_made():
+    scenario = Collects()
+    env = make_vmas_env(scenario, 2)
+    assert pickle.loads(pickle.dumps(env)).reset()["agents", "observation"].eq(1).all()
+    with pytest.raises(TypeError, match="of a scenario that was in another environment before"):
+        pickle.dumps(make_vmas_env(scenario, 2))
+
+
+def test_a_shallow_copy_is_of_the_same_simulator():
+    base = CASES["one size"](seed=3).base_env
+    assert copy.copy(base)._env is base._env
 
 
 @pytest.mark.parametrize("name", CASES)

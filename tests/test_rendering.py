@@ -395,6 +395,16 @@ class TestTorchRLsTools:
         assert len({picture.tobytes() for picture in whole}) == 3
         with pytest.raises(ValueError, match="env_index must be between 0 and 2, found 3"):
             env.render(env_index=3)
+        with pytest.raises(ValueError, match="agent_index_focus must be between 0 and 1, found 2"):
+            env.render(agent_index_focus=2)
+        painted = env.render(width=60, plot_position_function=lambda points: points[:, :1])
+        assert not np.array_equal(painted, env.render(width=60))
+
+    def test_of_mixed_teams_those_of_one_size(self):
+        env = make_vmas_env("navigation", 2, seed=0, n_agents=[3])
+        assert np.array_equal(env.render(width=50), render(env, width=50))
+        with pytest.raises(ValueError, match="Teams of one size can be drawn"):
+            make_vmas_env("navigation", 2, seed=0, n_agents=[2, 3]).render()
 
     def test_pixels_are_in_the_rollout_which_is_what_it_was(self):
         env = make_vmas_env("navigation", 3, seed=0, n_agents=2, max_steps=4)

@@ -386,7 +386,10 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
             "Unknown scenario 'navigatoin'; this package has dispersion_energy,",
         ),
         ({"scenario": "missing.py:Mine"}, "scenario 'missing.py:Mine' is not found: there is no file missing.py"),
-        ({"scenario": "missing.module:Mine"}, "scenario 'missing.module:Mine' is not found: No module named 'missing'"),
+        (
+            {"scenario": "missing.module:Mine"},
+            "scenario 'missing.module:Mine' is not found: there is no package missing",
+        ),
         (
             {"scenario": "vmas.scenarios.navigation:HeuristicPolicy"},
             "must name a class derived from BaseScenario, found <class 'vmas.scenarios.navigation.HeuristicPolicy'>",

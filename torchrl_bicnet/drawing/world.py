@@ -1,4 +1,4 @@
-"""One VMAS world as a picture in memory: VMAS's own drawing code, without a display."""
+"""The drawing of a world, without a display."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def draw_world(
     width: int | None = None,
     agent_index_focus: int | None = None,
     absent: Sequence[Agent] = (),
+    **options: Any,
 ) -> tuple[Canvas, Any]:
     """Draw one of the environments, without the agents that are absent.
 
-    What the scenario draws may need random numbers: call it in a random stream that may move.
+    What the scenario draws may need random numbers: call it in a random stream that may move. Options are those of
+    VMAS's own ``render``.
 
     Returns:
         The canvas, and the camera: ``scale`` and ``translation`` from the world to pixels of the window.
@@ -48,7 +50,8 @@ def draw_world(
             _ghost(agent, environment) if agent in absent else agent for agent in environment.world.agents
         ]
     with _drawing_on(canvas):
-        Environment.render.__wrapped__(painted, mode="human", env_index=index, agent_index_focus=agent_index_focus)
+        look = {"env_index": index, "agent_index_focus": agent_index_focus, **options}
+        Environment.render.__wrapped__(painted, mode="human", **look)
     return canvas, painted.viewer.transform
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tensordict.utils import expand_right
 from torch import Tensor
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from torchrl_bicnet.envs.padding import Padding
-from torchrl_bicnet.envs.presence import park, presence, without_absent
+from torchrl_bicnet.envs.presence import park, presence
 from torchrl_bicnet.envs.random_stream import RandomStream
 from torchrl_bicnet.vmas_fast.batched_world import use_batched_world
 from torchrl_bicnet.vmas_state.start_states import SharedStateError, StartStates, reset_one_by_one, reset_rows
@@ -90,7 +91,6 @@ class StreamedEnvironment(Environment):
         if self.padding is not None:
             actions = self.padding.actions(actions)
         if (present := presence(self)) is not None:
-            actions = without_absent(actions, present)
             park(self, present)
         self._present_before = present
         try:
@@ -137,24 +137,35 @@ class StreamedEnvironment(Environment):
 
     def _set_action(self, action: Tensor, agent: Agent) -> None:
         """VMAS's, without asking the device whether actions are numbers and in their bounds."""
+        here = None if self._present_before is None else self._present_before[self.agents.index(agent)]
+        if here is not None:  # absent agents do not act, whatever their actions hold
+            action = torch.where(expand_right(here, action.shape), action, 0)
+        talks = self.world.dim_c > 0 and not agent.silent
         if self.check_actions:
             super()._set_action(action, agent)
-            return
+        else:
+            self._set_action_without_asking(action, agent, talks)
+        if here is not None:  # of discrete actions 0 may be one, and there may be noise
+            agent.action.u = torch.where(here.unsqueeze(-1), agent.action.u, 0)
+            if talks:
+                agent.action.c = torch.where(here.unsqueeze(-1), agent.action.c, 0)
+
+    def _set_action_without_asking(self, action: Tensor, agent: Agent, talks: bool) -> None:
         action = (action if self.grad_enabled else action.detach()).to(self.device)
-        talks = self.world.dim_c > 0 and not agent.silent
         if self.continuous_actions:
             agent.action.u = action[:, : agent.action_size].float() * agent.action.u_multiplier_tensor
-            words = action[:, self.world.dim_p :].clone()
+            if talks:
+                agent.action.c = action[:, self.world.dim_p :].clone()
         else:
             numbers = self._discrete_actions(action, agent, talks)
             agent.action.u = torch.stack(self._forces(numbers, agent), -1) * agent.action.u_multiplier_tensor
-            words = (numbers[-1].unsqueeze(-1) == torch.arange(self.world.dim_c, device=self.device)).float()
+            if talks:
+                words = torch.arange(self.world.dim_c, device=self.device)
+                agent.action.c = (numbers[-1].unsqueeze(-1) == words).float()
         if agent.action.u_noise > 0:
             agent.action.u += torch.randn_like(agent.action.u) * agent.u_noise
-        if talks:
-            agent.action.c = words
-            if agent.c_noise > 0:
-                agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
+        if talks and agent.c_noise > 0:
+            agent.action.c += torch.randn_like(agent.action.c) * agent.c_noise
 
     def _discrete_actions(self, action: Tensor, agent: Agent, talks: bool) -> list[Tensor]:
         """The number of each of an agent's discrete actions, ``(num_envs,)``, what it says last."""

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -121,7 +121,9 @@ def make_vmas_env(
         >>> team.reset()["agents", "observation"].shape  # 3 and 11 features, padded, and a one-hot of 2 kinds
         torch.Size([32, 2, 13])
     """
-    arguments = {**locals(), "scenario": copy.copy(scenario)}  # as it is before its world is made
+    arguments = {**locals()}
+    if isinstance(scenario, BaseScenario) and scenario._world is None:
+        arguments["scenario"] = copy.deepcopy(scenario)  # as it is before its world is made
     check_integer("num_envs", num_envs)
     if max_steps is not None:
         check_integer("max_steps", max_steps)
@@ -142,10 +144,10 @@ def make_vmas_env(
         raise ValueError("compile=True and check_actions=True exclude each other.")
     device = torch.device(device)
     own_options = {"check_actions": check_actions, "never_wait": compile or device.type == "cuda"}
-    # Those that are not as in VMAS: a snapshot names them
-    differing = {"grad_enabled": (grad_enabled, False), "continuous_actions": (continuous_actions, True)}
-    differing["multidiscrete_actions"] = (multidiscrete_actions, False)
-    own_options |= {name: value for name, (value, default) in differing.items() if value != default}
+    if grad_enabled:
+        own_options["grad_enabled"] = True
+    if not continuous_actions:
+        own_options |= {"continuous_actions": False, "multidiscrete_actions": multidiscrete_actions}
 
     def make(scenario: str | BaseScenario, num_envs: int, options: dict[str, Any]) -> VmasBatchWrapper:
         environment = _build(scenario, num_envs, device, seed, own_options, options)
@@ -162,7 +164,8 @@ def make_vmas_env(
         env: VmasBatchWrapper | MixedTeams = MixedTeams(teams)
     else:
         env = make(scenario, num_envs, scenario_kwargs)
-    env.made_from = _make_base_env, (arguments,)
+    if isinstance(scenario, str) or arguments["scenario"] is not scenario:
+        env.made_from = _make_base_env, (arguments,)
     return TransformedEnv(env)
 
 
@@ -266,10 +269,10 @@ def _load(name: str) -> BaseScenario:
 def _load_own(name: str) -> BaseScenario:
     """A scenario from ``path/to/file.py:ClassName`` or ``package.module:ClassName``."""
     place, _, class_name = name.rpartition(":")
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else import_module(place)
-    except (FileNotFoundError, ModuleNotFoundError) as error:
-        raise ValueError(f"scenario {name!r} is not found: {error}.") from error
+    file = place.endswith(".py")
+    if not (Path(place).is_file() if file else find_spec(place.split(".")[0])):
+        raise ValueError(f"scenario {name!r} is not found: there is no {'file' if file else 'package'} {place}.")
+    module = _import_file(Path(place).resolve()) if file else import_module(place)
     scenario_class = getattr(module, class_name, None)
     if not isinstance(scenario_class, type) or not issubclass(scenario_class, BaseScenario):
         raise ValueError(f"scenario {name!r} must name a class derived from BaseScenario, found {scenario_class!r}.")
@@ -278,13 +281,15 @@ def _load_own(name: str) -> BaseScenario:
 
 def _import_file(path: Path) -> ModuleType:
     """A file as a module, which is run anew each time: a file that has changed is taken as it is."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = spec_from_file_location(f"scenario_{path.stem}", path)
+    spec = spec_from_file_location(f"scenario_of {path}", path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, is_tensor_collection
@@ -62,6 +63,12 @@ class MixedTeams(MadeFromArguments, EnvBase):
     def vmas_environments(self) -> list[StreamedEnvironment]:
         """The simulator's environments, which whoever asks for them may change."""
         return [env._env for env in self.envs]
+
+    def render(self, *args: Any, **options: Any) -> Any:
+        """A picture, as of an environment of one size; of several sizes there is none."""
+        if len(self.envs) > 1:
+            raise ValueError("Teams of one size can be drawn: make an environment with one n_agents for it.")
+        return self.envs[0].render(*args, **options)
 
     def to(self, device: torch.device | str) -> MixedTeams:
         for env in self.envs:

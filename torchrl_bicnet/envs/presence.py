@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from tensordict.utils import expand_right
 from torch import Tensor
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
@@ -39,11 +38,6 @@ def presence(environment: Environment) -> list[Tensor] | None:
 def absent_agents(environment: Environment, index: int) -> list[Agent]:
     """The agents that are not there in one of the environments."""
     return [agent for agent, here in zip(environment.agents, presence(environment) or ()) if not here[index]]
-
-
-def without_absent(actions: list[Tensor], present: list[Tensor]) -> list[Tensor]:
-    """Actions, ``(num_envs, a_i)`` or ``(num_envs,)`` each; those of absent agents are 0, whatever they were."""
-    return [torch.where(expand_right(here, action.shape), action, 0) for action, here in zip(actions, present)]
 
 
 def park(environment: Environment, present: list[Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,21 +102,26 @@ class VmasBatchWrapper(MadeFromArguments, VmasWrapper):
 
         Keyword Args:
             width (int, optional): in pixels. ``None``: that of the scenario's ``viewer_size``, mostly 700.
-            **options: of VMAS's own ``render``, where it is to draw.
+            **options: of VMAS's own ``render``.
 
         Returns:
             ndarray: ``(H, W, 3)`` uint8, of all environments ``(num_envs, H, W, 3)``.
         """
-        if mode != "rgb_array" or options:
-            return self._env.render(mode, env_index, agent_index_focus, **options)
         environment = self._env
-        if env_index is not None:
-            check_integer("env_index", env_index, 0, environment.num_envs - 1)
+        if mode != "rgb_array":
+            return environment.render(mode, env_index, agent_index_focus, **options)
+        for name, value, least, most in (
+            ("env_index", env_index, 0, environment.num_envs - 1),
+            ("agent_index_focus", agent_index_focus, 0, environment.n_agents - 1),
+            ("width", width, 1, math.inf),
+        ):
+            if value is not None:
+                check_integer(name, value, least, most)
 
         def picture(index: int) -> np.ndarray:
             absent = absent_agents(environment, index)
-            canvas, _ = draw_world(environment, index, width=width, agent_index_focus=agent_index_focus, absent=absent)
-            return canvas.array()
+            look = {"width": width, "agent_index_focus": agent_index_focus, **options}
+            return draw_world(environment, index, absent=absent, **look)[0].array()
 
         with RandomStream(0, environment.device):
             if env_index is not None:
