@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,7 +51,10 @@ def test_what_an_agent_alone_knows(name):
 
 
 def test_a_team_is_probed_in_a_moment(tmp_path):
-    options = messages.Options(tasks=("guess_the_sum", "dropout"), episodes=400, output=tmp_path / "messages.json")
+    team = "guess_the_sum"
+    shutil.copytree(messages.RESULTS / "teams" / team, tmp_path / "teams" / team)
+    output = tmp_path / "messages.json"
+    options = messages.Options(tasks=(team, "dropout"), episodes=400, teams=tmp_path / "teams", output=output)
     messages.main(options)
     results = json.loads(options.output.read_text())
     [(name, task)] = results["tasks"].items()  # of dropout there is no team

@@ -107,6 +107,13 @@ def test_what_communication_is_worth_is_what_was_measured():
     counts = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
     assert set(rivals) == {min(rivals)}
     assert f"With {counts[ours]} seeds of BiCNet and {counts[min(rivals)]} of each rival so far" in text
+    for task, rival, wording in (
+        ("hidden_goals_2", "mean_id", "CommNet's mean with an id ({:.1f}, BiCNet {:.1f})"),
+        ("hidden_goals_4_random_seers", "attention_id", "attention with an id ({:.1f}, BiCNet {:.1f})"),
+    ):
+        files = [folder.glob(f"runs/{task}/{name}-seed*.json") for name in (rival, "bicnet")]
+        means = [statistics.mean(json.loads(file.read_text())["test"]["after"][0] for file in each) for each in files]
+        assert wording.format(*means) in text
     dispersion = [json.loads(file.read_text()) for file in folder.glob("runs/dispersion/bicnet-*.json")]
     eaten = statistics.mean(run["test"]["after"][0] for run in dispersion)
     updates = dispersion[0]["curve"][-1][1]
