@@ -400,6 +400,14 @@ class TestTorchRLsTools:
         painted = env.render(width=60, plot_position_function=lambda points: points[:, :1])
         assert not np.array_equal(painted, env.render(width=60))
 
+    def test_absent_agents_are_not_drawn(self):
+        env = make_vmas_env("dispersion_energy", 2, seed=0, n_agents=3, energy=4)
+        td = env.reset()
+        for _ in range(3):
+            td = env.step(td.set(("agents", "action"), torch.ones(2, 3, 2)))["next"]
+        assert not td["agents", "mask"][0].all()
+        assert np.array_equal(env.render(width=100), render(env, width=100))
+
     def test_of_mixed_teams_those_of_one_size(self):
         env = make_vmas_env("navigation", 2, seed=0, n_agents=[3])
         assert np.array_equal(env.render(width=50), render(env, width=50))
