@@ -23,7 +23,9 @@ NAMES = ("Maddpg", "Iddpg", "Masac", "Isac", "Mappo", "Ippo", "Qmix", "Vdn", "Iq
 
 def train(algorithm, share_params=True, task=None):
     config = ExperimentConfig.get_from_yaml()
-    config.loggers, config.create_json, config.evaluation, config.render = [], False, False, False
+    config.loggers, config.create_json = [], False
+    config.evaluation = config.render = task is not None  # our VMAS draws without a display
+    config.evaluation_interval, config.evaluation_episodes = 120, 2
     config.max_n_frames, config.max_n_iters = None, 1
     config.on_policy_collected_frames_per_batch = config.off_policy_collected_frames_per_batch = 120
     config.on_policy_n_envs_per_worker = config.off_policy_n_envs_per_worker = 12

@@ -10,7 +10,7 @@ from torchrl.envs.utils import check_env_specs
 
 from tests.helpers_vmas import IGNORED_WARNINGS, assert_close, simulator
 from tests.test_presence import Shifts
-from torchrl_bicnet import make_vmas_env
+from torchrl_bicnet import BiCNetActor, BiCNetCritic, make_vmas_env
 
 pytestmark = IGNORED_WARNINGS
 
@@ -130,6 +130,15 @@ def test_teams_of_several_sizes():
     env = make_vmas_env("navigation", 6, n_agents=(2, 3), continuous_actions=False, seed=0)
     check_env_specs(env)
     assert env.full_action_spec["agents", "action"].shape == (6, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actors_and_critics_of_continuous_actions_refuse_them(kind):
+    env = make_vmas_env("navigation", 2, continuous_actions=False, **KINDS[kind])
+    with pytest.raises(TypeError, match="actions are continuous and bounded"):
+        BiCNetActor.from_env(env)
+    with pytest.raises(TypeError, match=r"reads continuous actions, found .*Categorical of dtype torch.int64"):
+        BiCNetCritic.from_env(env)
 
 
 @pytest.mark.parametrize(

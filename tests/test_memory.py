@@ -259,11 +259,23 @@ def test_misuse():
         ValueError, match=r"must have names of their own, found \[\('next', 'agents', 'memory_hidden'\)\]"
     ):
         make_ddpg_loss(*(TensorDictSequential(memory, cls.from_env(env)) for cls in (BiCNetActor, BiCNetCritic)))
+    unread = TensorDictSequential(memory, BiCNetActor.from_env(env))
+    with pytest.raises(
+        ValueError, match=r"must be among the in_keys of the BiCNetActor behind it, found \[\('agents', 'ob"
+    ):
+        make_ddpg_loss(unread, BiCNetCritic.from_env(env))
     with pytest.raises(ValueError, match="steps must be between 0 and 5, found 6"):
         memory.burn_in(env.rollout(6), 6)
     with pytest.raises(TypeError, match="or sequences that end with them, found AgentMemory"):
         make_ddpg_loss(TensorDictSequential(memory), BiCNetCritic.from_env(env))
     env, actor, critic, _ = make_networks(env)
+    update = UpdateStep(make_ddpg_loss(actor, critic), actor_lr=1e-3, critic_lr=1e-3, tau=0.01)
+    with torch.no_grad():
+        td = env.rollout(6, TensorDictSequential(actor, critic))
+    with pytest.raises(ValueError, match=r"a batch is of sequences, \(\*B, T\), .* found one of \(24,\)"):
+        update(td.reshape(-1))
+    with pytest.raises(RuntimeError, match="give deactivate_vmap=True"):
+        torch.vmap(actor)(td)
     with pytest.raises(ValueError, match="compile must be False with a memory"):
         UpdateStep(make_ddpg_loss(actor, critic), actor_lr=1e-3, critic_lr=1e-3, tau=0.01, compile=True)
 

@@ -37,6 +37,9 @@ class AgentMemory(TensorDictModuleBase):
       the stored one, which is zero at the start of an episode, wherever ``"is_init"`` is set. Sequences come from a
       replay buffer by :class:`~torchrl.data.SliceSampler`; :meth:`burn_in` brings their first states up to date.
 
+    Learn from sequences, never from ``batch.reshape(-1)``, and let the critic's memory act along with the actor,
+    ``TensorDictSequential(actor_memory, actor, critic_memory)``, so that its states are stored too.
+
     As TorchRL's modules do, it waits for the device, to see where episodes start.
 
     An absent agent remembers nothing: its slot is zero, and it starts anew should it come back.
@@ -57,6 +60,7 @@ class AgentMemory(TensorDictModuleBase):
 
     Raises:
         KeyError: when it is called, if the state is missing: the environment was not given the primer.
+        RuntimeError: under :func:`torch.vmap`, as value estimators use it without ``deactivate_vmap=True``.
 
     Shape:
         - observation: ``(*B, N, n_agent_inputs)``, in recurrent mode ``B = (*environments, T)``
@@ -176,6 +180,10 @@ class AgentMemory(TensorDictModuleBase):
             raise KeyError(
                 f"The state {missing[0]!r} of a memory is missing: append memory.make_tensordict_primer() to the "
                 f"environment, so that it passes the state on from step to step."
+            )
+        if torch._C._functorch.is_batchedtensor(tensordict[is_init]):
+            raise RuntimeError(
+                "Memories do not run under torch.vmap: give deactivate_vmap=True to loss.make_value_estimator."
             )
         mask = None if self.mask_key is None else tensordict[self.mask_key]  # (*B, N)
         inputs = {observation: mask_absent(tensordict[observation], mask)}

@@ -238,6 +238,11 @@ class BiCNetCritic(_AgentModule):
         group = find_group(env, group)
         *observations, action = _keys("in_keys", kwargs.get("in_keys"), group, "observation", "action")
         n_agent_inputs, action_spec = _read_env(env, group, observations, action, kwargs)
+        if not action_spec.dtype.is_floating_point:
+            raise TypeError(
+                f"The critic reads continuous actions, found {type(action_spec).__name__} of dtype "
+                f"{action_spec.dtype}; for discrete ones docs/recipes.md has critics of a plain BiCNet."
+            )
         return cls(n_agent_inputs, action_spec.shape[-1], group=group, **kwargs)
 
 

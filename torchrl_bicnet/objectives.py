@@ -15,6 +15,7 @@ from torchrl.objectives.value import TD0Estimator
 
 from torchrl_bicnet.checks import check_number
 from torchrl_bicnet.communication.mask import mask_absent
+from torchrl_bicnet.memory import AgentMemory
 from torchrl_bicnet.modules import BiCNetActor, BiCNetCritic
 
 SATURATED = 3.0  # tanh is 0.995 there, and its slope 0.01
@@ -98,6 +99,13 @@ def make_ddpg_loss(
             )
     if shared := {key for key in actor.out_keys if key[0] == "next"} & set(critic.out_keys):
         raise ValueError(f"Memories of actor and critic must have names of their own, found {sorted(shared)} in both.")
+    for network, last in ((actor, policy), (critic, value)):
+        for memory in network.modules():
+            if isinstance(memory, AgentMemory) and memory.out_keys[0] not in last.in_keys:
+                raise ValueError(
+                    f"What a memory writes, {memory.out_keys[0]!r}, must be among the in_keys of the "
+                    f"{type(last).__name__} behind it, found {last.in_keys}."
+                )
     if policy.out_keys[-1] not in value.in_keys:
         raise ValueError(
             f"The critic must read the action that the actor writes at {policy.out_keys[-1]!r}, its in_keys are "
@@ -162,6 +170,11 @@ class _AgentTD0Estimator(TD0Estimator):
         steps_key = self.tensor_keys.steps_to_next_obs
         steps = tensordict.get(steps_key, None)
         if "is_init" in self.value_network.in_keys:  # memories, and sequences (*B, T)
+            if tensordict.ndim < 2:
+                raise ValueError(
+                    f"With memories a batch is of sequences, (*B, T), not of single transitions: found one of "
+                    f"{tuple(tensordict.shape)}."
+                )
             restarts = tensordict["is_init"]
             if steps is not None:  # with another number of them the next state does not follow on the one before
                 restarts = restarts | pad(steps[..., 1:] != steps[..., :-1], (1, 0)).view_as(restarts)

@@ -79,7 +79,7 @@ def make_vmas_env(
             zeros to the longest of the group and get a one-hot of the agent's kind (its name without the index, and
             its sizes), actions are padded with entries bound to 0. Defaults to ``False``.
         continuous_actions (bool): ``False``: an agent's action is the number of one of all combinations of its discrete
-            actions, ``(num_envs, N)`` integers. Defaults to ``True``.
+            actions, ``(num_envs, N)`` integers; one beyond them is taken modulo their number. Defaults to ``True``.
         multidiscrete_actions (bool): with ``continuous_actions=False``, one number for each of its discrete actions,
             ``(num_envs, N, a)``. Defaults to ``False``.
         check_actions (bool): for debugging: asks at every step whether actions are numbers within their bounds, as VMAS

@@ -1,9 +1,7 @@
 """BiCNet as a model of BenchMARL, and VMAS as its task.
 
-BenchMARL 1.5 asks for torchrl 0.11 and this package for 0.14; what is needed here runs on both:
-
-    pip install benchmarl==1.5.2
-    pip install --no-deps torchrl_bicnet
+BenchMARL 1.5 asks for torchrl 0.11 and this package for 0.14; what is needed here runs on both. docs/api/benchmarl.md
+says how to install them together.
 """
 
 from __future__ import annotations
