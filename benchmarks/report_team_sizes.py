@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 Run = dict[str, Any]
 INTRODUCTION = """
 Return per agent of teams of each size, by what one network was trained on: a communication layer, and one size or
-several at once, with as many frames of each. "Shuffled" had the agents of each replayed transition in a random order.
-Means over the seeds ± standard errors (of one seed over its episodes), over 1000 start states, the same in every row.
+several at once, with as many frames of each, and so as many times the updates. "Shuffled" had the agents of each
+replayed transition in a random order. Means over the seeds ± standard errors (of one seed over its episodes), over
+1000 start states, the same in every row.
 """.strip()
 
 
@@ -46,6 +47,30 @@ def mean_and_error(tests: list[tuple[float, float]]) -> tuple[float, float, int]
     return float(np.mean(means)), float(error), len(means)
 
 
+def beside_own(runs: list[Run]) -> list[str]:
+    """How far the network of several sizes is from those trained on one, in percent of their return; same seeds."""
+    found = {}
+    for run in runs:
+        if run["contender"] != "gru" or len(run["sizes"]) > 1:
+            continue
+        [size] = run["sizes"]
+        for other in runs:
+            alike = other["contender"] == "gru" and other["seed"] == run["seed"]
+            if alike and len(other["sizes"]) > 1 and size in other["sizes"]:
+                own, together = (each["tests"][str(size)][0] for each in (run, other))
+                found.setdefault(size, []).append(100 * (together - own) / abs(own))
+    if not found:
+        return []
+    differences = ", ".join(
+        f"{size} agents {np.mean(each):+.1f} % ({len(each)})" for size, each in sorted(found.items())
+    )
+    return [
+        "The recurrence trained on several sizes, beside those trained on one size alone with as many frames of it",
+        f"(in brackets the seeds): {differences}.",
+        "",
+    ]
+
+
 def team_sizes(tasks: dict[str, list[Run]]) -> str:
     """Markdown: a picture and a table for each task, and provenance."""
     if not tasks:
@@ -59,7 +84,7 @@ def team_sizes(tasks: dict[str, list[Run]]) -> str:
         for name, row in rows.items():
             cells = [f"{row[size][0]:.2f} ± {row[size][1]:.2f}" if size in row else "-" for size in sizes]
             lines.append(f"| {name} | {max(n for *_, n in row.values())} | {' | '.join(cells)} |")
-        lines.append("")
+        lines += ["", *beside_own(runs)]
     every = [run for runs in tasks.values() for run in runs]
     dates = sorted({run["date"] for run in every})
     commits = ", ".join(sorted({str(run["commit"])[:12] for run in every}))
@@ -78,14 +103,16 @@ def draw_team_sizes(tasks: dict[str, list[Run]]) -> dict[str, Figure]:
         values = np.array([[row[size][0] if size in row else np.nan for size in sizes] for row in rows.values()])
         figure = Figure(figsize=(1.5 + 0.62 * len(sizes), 1.4 + 0.36 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        lowest = np.nanquantile(values, 0.1)  # a few that fail altogether would flatten the rest
-        image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=lowest)
+        best = np.nanmax(values, 0)
+        behind = 100 * (values - best) / np.abs(best)  # columns differ more than what was trained does
+        lowest = min(np.nanquantile(behind, 0.1), -1.0)  # a few that fail altogether would flatten the rest
+        image = axes.imshow(behind, aspect="auto", cmap="viridis", vmin=lowest, vmax=0)
         for (i, j), value in np.ndenumerate(values):
-            dark = (value - lowest) / (np.nanmax(values) - lowest + 1e-9) < 0.5
+            dark = behind[i, j] < lowest / 2
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.set(title=task, xlabel="agents of the team in the test", ylabel="trained on")
-        figure.colorbar(image, label="return per agent")
+        axes.set(title=f"{task}: return per agent", xlabel="agents of the team in the test", ylabel="trained on")
+        figure.colorbar(image, label="% to the best of the column")
         figures[f"{task}.png"] = figure
     return figures

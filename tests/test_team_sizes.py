@@ -73,6 +73,8 @@ def test_the_report(tmp_path):
     assert "| gru: 2, 3 | 2 | 2.00 ± 1.00 | 5.00 ± 0.00 |" in text
     assert "| gru: 2 | 1 | 4.00 ± 0.25 | -1.00 ± 0.25 |" in text
     assert text.index("| gru: 2 |") < text.index("| gru: 2, 3 |")
+    # Of seed 100 alone there are both: 1 instead of 4.
+    assert "2 agents -75.0 % (1)." in text
     figure = report_team_sizes.draw_team_sizes(tasks)["navigation.png"]
     assert sorted(each.get_text() for each in figure.axes[0].texts) == ["-1.0", "2.0", "4.0", "5.0"]
     assert "Not run" in report_team_sizes.team_sizes({})
