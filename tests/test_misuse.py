@@ -47,6 +47,7 @@ BY_PYTHON = {
     "Run": {"options"},
     "interquartile_mean": {"seed"},
     "load_plain_bicnet": {"device"},
+    "options_of_file": {"kind"},
     "validated": {"kind"},
 }
 
@@ -230,6 +231,16 @@ def learning(parts: Parts) -> Iterator[Row]:
     yield from each(name, {"rms": 0.2}, errors=BY_TORCH, device=["gpu"])
     yield row(name, "tensordict", partial(bicnet.RewardScale(0.2), parts.states), "next", errors=(KeyError,))
 
+    name, shuffle = "shuffle_agents", bicnet.shuffle_agents
+    yield from each(name, {"tensordict": parts.states.clone()}, group=[3, ("agents", 3)])
+    yield row(name, "group", lambda: shuffle(parts.states.clone(), "team"), "'team'", errors=(KeyError,))
+    yield row(name, "tensordict", lambda: shuffle(TensorDict({"x": torch.zeros(2)}, [2])), "['x']", errors=(KeyError,))
+
+    name, good = "AgentMemory", {"n_agent_inputs": 3, "hidden_size": 4, "n_agents": 2}
+    yield from each(name, good, n_agent_inputs=[0, 2.5], hidden_size=[0, None], n_agents=[0, "2"])
+    yield from each(name, good, cell=["rnn", None], group=[3], name=[3], in_key=[3], mask_key=[3])
+    yield from each(name, good, errors=BY_TORCH, device=["gpu"])
+
     name, spec = "ExplorationNoise", actor.spec
     good = {"spec": spec, "sigma": 0.5}
     two_actions = Composite(a=spec[ACTION], b=spec[ACTION])
@@ -254,10 +265,11 @@ def environments(parts: Parts) -> Iterator[Row]:
     yield from each(name, good, scenario=["navigatoin", nn.Module], num_envs=[0, "2"], max_steps=[0, 2.5])
     yield from each(name, good, seed=[-1, 2**32, "0"], pad=[True])  # equal agents
     yield from each(name, good, compile=["yes"], grad_enabled=["yes"])
+    yield from each(name, good, continuous_actions=["no"], multidiscrete_actions=["no", True])
     yield from each(name, good, errors=BY_TORCH, device=["gpu"])
     groups = [{"team": agents} for agents in (["agent_0"], ["agent_0"] * 2, ["agent_0", "agent_9"])]
     yield from each(name, good | {"n_agents": 2}, group_map=["agents", *groups])
-    for option in ({"n_agent": 3}, {"n_agents": "three"}, {"agents_with_same_goal": 99}, {"continuous_actions": True}):
+    for option in ({"n_agent": 3}, {"n_agents": "three"}, {"agents_with_same_goal": 99}, {"dict_spaces": True}):
         yield row(name, "scenario_kwargs", partial(make, "navigation", 2, **option), *option)
 
     world, restore = bicnet.snapshot(parts.env), bicnet.restore
@@ -408,6 +420,11 @@ def files(parts: Parts) -> Iterator[Row]:
     for option, value in (("seed", -1), ("speed", 1)):
         yield row("validated", "values", partial(runs.validated, Options, {option: value}), option)
 
+    (folder / "wrong.yaml").write_text("speed: 1")
+    yield row("options_of_file", "path", partial(runs.options_of_file, Options, folder / "wrong.yaml"), "wrong.yaml")
+    missing = partial(runs.options_of_file, Options, folder / "missing.yaml")
+    yield row("options_of_file", "path", missing, "missing.yaml", errors=(FileNotFoundError,))
+
     name = "Run"
 
     def enter(folder: Path) -> None:
@@ -417,7 +434,7 @@ def files(parts: Parts) -> Iterator[Row]:
     yield from each(name, {}, call=enter, errors=(FileExistsError,), folder=[*parts.runs, folder / "file"])
     start = {"components": {}, "total_frames": 9}
     call = bicnet.Run(folder / "unused", {}).start
-    yield from each(name, start, call=call, total_frames=[0, 2.5], logger=["x"])
+    yield from each(name, start, call=call, total_frames=[0, 2.5], logger=["x"], progress=["x"])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import EnvBase, TensorDictPrimer
 from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
-from torchrl_bicnet.checks import check_integer, check_key
+from torchrl_bicnet.checks import check_integer, check_key, check_type
 from torchrl_bicnet.communication.mask import mask_absent
 from torchrl_bicnet.specs import agent_mask_key, agent_spec, find_group
 
@@ -107,7 +107,10 @@ class AgentMemory(TensorDictModuleBase):
             check_integer(argument, size)
         if cell not in _CELLS:
             raise ValueError(f"cell must be one of {tuple(_CELLS)}, found {cell!r}.")
-        check_key("group", group)
+        check_type("name", name, str, "a string")
+        for argument, key in (("group", group), ("in_key", in_key), ("mask_key", mask_key)):
+            if key is not None:
+                check_key(argument, key)
         self.group, self.n_agents = unravel_key(group), n_agents
         self.mask_key = None if mask_key is None else unravel_key(mask_key)
         module_class, parts = _CELLS[cell]
