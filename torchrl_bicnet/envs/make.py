@@ -5,21 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-import sys
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import chain
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import MarlGroupMapType
-from vmas import debug_scenarios, mpe_scenarios, scenarios
-from vmas.scenarios import load
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
@@ -27,8 +20,8 @@ from torchrl_bicnet.checks import check_device, check_integer, check_seed, check
 from torchrl_bicnet.envs.environment import StreamedEnvironment
 from torchrl_bicnet.envs.mixed_teams import MixedTeams
 from torchrl_bicnet.envs.presence import PresenceError
+from torchrl_bicnet.envs.scenarios import load_own, load_shipped, option_names, source_of
 from torchrl_bicnet.envs.wrapper import VmasBatchWrapper
-from torchrl_bicnet.tasks import SCENARIOS
 
 
 def make_vmas_env(
@@ -229,10 +222,10 @@ def _build(
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     draws_from_torch_alone = False  # cannot be known of a scenario of the user's
     if isinstance(scenario, str) and ":" in scenario:
-        scenario = _load_own(scenario)
+        scenario = load_own(scenario)
     elif isinstance(scenario, str):
-        scenario = _load(scenario)
-        draws_elsewhere = re.search(r"\b(np|numpy)\.random|\b(import|from) random", _source(scenario))
+        scenario = load_shipped(scenario)
+        draws_elsewhere = re.search(r"\b(np|numpy)\.random|\b(import|from) random", source_of(scenario))
         draws_from_torch_alone = not draws_elsewhere and not any(map(callable, options.values()))
     elif not isinstance(scenario, BaseScenario):
         raise TypeError(f"scenario must be a name or an instance of BaseScenario, found {scenario!r}.")
@@ -250,55 +243,5 @@ def _build(
             if not options or isinstance(error, PresenceError):
                 raise
             raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
-    known = ", ".join(sorted(_scenario_options(scenario))) or "none that its source names"
+    known = ", ".join(sorted(option_names(scenario))) or "none that its source names"
     raise TypeError(f"Scenario {name!r} has no option {wrong}; it has {known}.")
-
-
-def _load(name: str) -> BaseScenario:
-    if name in SCENARIOS:
-        return SCENARIOS[name]()
-    shipped = sorted([*scenarios, *mpe_scenarios, *debug_scenarios])
-    if name not in shipped:
-        raise ValueError(
-            f"Unknown scenario {name!r}; this package has {', '.join(SCENARIOS)}, VMAS has {', '.join(shipped)}. One "
-            f"of your own is named as path/to/file.py:ClassName."
-        )
-    return load(f"{name}.py").Scenario()
-
-
-def _load_own(name: str) -> BaseScenario:
-    """A scenario from ``path/to/file.py:ClassName`` or ``package.module:ClassName``."""
-    place, _, class_name = name.rpartition(":")
-    file = place.endswith(".py")
-    if not (Path(place).is_file() if file else find_spec(place.split(".")[0])):
-        raise ValueError(f"scenario {name!r} is not found: there is no {'file' if file else 'package'} {place}.")
-    module = _import_file(Path(place).resolve()) if file else import_module(place)
-    scenario_class = getattr(module, class_name, None)
-    if not isinstance(scenario_class, type) or not issubclass(scenario_class, BaseScenario):
-        raise ValueError(f"scenario {name!r} must name a class derived from BaseScenario, found {scenario_class!r}.")
-    return scenario_class()
-
-
-def _import_file(path: Path) -> ModuleType:
-    """A file as a module, which is run anew each time: a file that has changed is taken as it is."""
-    spec = spec_from_file_location(f"scenario_of {path}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    return module
-
-
-def _scenario_options(scenario: BaseScenario) -> set[str]:
-    """The names that a scenario takes from its keyword arguments, read off its source file."""
-    return set(re.findall(r"kwargs\.(?:pop|get)\(\s*[\"'](\w+)[\"']", _source(scenario)))
-
-
-def _source(scenario: BaseScenario) -> str:
-    """The text of the file that a scenario is written in; empty if there is none."""
-    file = inspect.getsourcefile(scenario.make_world)
-    return Path(file).read_text() if file is not None and Path(file).exists() else ""
