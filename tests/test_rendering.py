@@ -215,7 +215,7 @@ class TestInfluence:
         assert np.array_equal(render(env, 1, influence=matrices), render(env, 1))
 
     def test_a_group_of_several(self):
-        env = make_vmas_env("simple_tag", 2)
+        env = make_vmas_env("simple_tag", 2, seed=0)
         influence = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0, 0]])
         assert not np.array_equal(render(env, influence=influence, group="adversary"), render(env))
         with pytest.raises(ValueError, match=r"several groups; choose one with group=, found \['adversary', 'agent'\]"):
