@@ -36,7 +36,7 @@ class Options(Bounds):
     """of the teams in the tests"""
     seeds: tuple[int, ...] = (100, 101, 102)
     """of the trainings"""
-    frames: int = 409_600
+    frames: int = 102_400
     """of each size"""
     recipe: dict[str, Value] = field(default_factory=dict)
     """options of examples/train_vmas.py for all runs, names and values separated by spaces"""

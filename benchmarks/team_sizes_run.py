@@ -44,9 +44,9 @@ class Options:
     """of the teams that it is tested on"""
     output: Path
     """the JSON file to write, once the run is done"""
-    frames: int = 409_600
+    frames: int = 102_400
     """of each size"""
-    episodes: int = 1000
+    episodes: int = 300
     """of a test, from the same start states for every run"""
     recipe: dict[str, Value] | None = None
     """options of examples/train_vmas.py, names and values separated by spaces"""
@@ -94,7 +94,9 @@ def train_options(task: Task, options: Options) -> train_vmas.Options:
         **{"compile": True, **CONTENDERS[options.contender], **(options.recipe or {})},
     )
     values: dict[str, Any] = asdict(chosen)
-    return validated(train_vmas.Options, values | {"checkpoint_interval": chosen.total_frames})
+    # Once, at the end, as short as it goes: the study has tests of its own
+    rare = {"checkpoint_interval": chosen.total_frames, "eval_interval": chosen.total_frames, "test_episodes": 20}
+    return validated(train_vmas.Options, values | rare)
 
 
 if __name__ == "__main__":
