@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torchrl.envs import ParallelEnv, RewardSum
 from torchrl_bicnet import BiCNetActor, ExplorationNoise, make_vmas_env
 from torchrl_bicnet.tasks import GuessTheSum
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 CASES = {
     "one size": partial(make_vmas_env, "navigation", 4, max_steps=6, n_agents=3),
     "several sizes": partial(make_vmas_env, "navigation", 4, n_agents=(2, 3)),
@@ -116,6 +119,16 @@ def test_collectors_of_several_processes_and_their_weights(collector_class):
     assert len(starts[0].unique(dim=0)) == len(starts[0])  # the workers' streams differ
     assert actions[0].abs().max() > 0.01
     assert actions[-1].abs().max() == 0  # the middle of the bounds
+
+
+@pytest.mark.slow
+def test_a_replay_buffer_that_workers_fill(tmp_path):
+    """The script of docs/processes.md: both workers' transitions, each once."""
+    [script] = re.findall(r"```python\n(.*?)```", (DOCS / "processes.md").read_text(), re.S)
+    look = 'buffer[:]["agents", "observation"].flatten(1).unique(dim=0).shape'
+    (tmp_path / "script.py").write_text(script.replace("print(", f"print({look}, "))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300)
+    assert "torch.Size([1280, 54]) 1280 torch.Size([256])" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
