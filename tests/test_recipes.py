@@ -15,11 +15,13 @@ RECIPES = {
 MASKED_BICNET = RECIPES.pop("Teams that change")
 MOVES = {
     "TD3": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network"},
+    "DDPG": {"loss_actor": "actor_network", "loss_value": "value_network"},
     "SAC": {"loss_actor": "actor_network", "loss_qvalue": "qvalue_network", "loss_alpha": "log_alpha"},
     "PPO": {"loss_objective": "actor_network", "loss_entropy": "actor_network", "loss_critic": "critic_network"},
-    "DDPGTrainer": {"loss_actor": "actor_network", "loss_value": "value_network"},
 }
+MOVES |= {"PettingZoo": MOVES["SAC"], "DDPGTrainer": MOVES["DDPG"]}
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:PettingZoo in TorchRL is tested using:UserWarning"),
     pytest.mark.filterwarnings("ignore:DDPGTrainer is an experimental:UserWarning"),
     pytest.mark.filterwarnings("ignore:The '.*' hook stage will be replaced:FutureWarning"),
 ]
@@ -72,7 +74,7 @@ def changed(before, tensors):
 
 
 def test_every_block_is_a_recipe_of_its_own():
-    assert len(RECIPES) + 1 == len(re.findall("```python", TEXT)) == 8
+    assert len(RECIPES) + 1 == len(re.findall("```python", TEXT)) == 10
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,9 +138,10 @@ MEMORIES = ("memory", "critic_memory")
 OBSERVATION_AND_MASK = '[("agents", "observation"), ("agents", "mask")]'
 
 
-@pytest.mark.parametrize(
-    "name", ["TD3", "SAC", "SAC with discrete actions", "PPO", "PPO with memory", "PPO by MAPPOLoss"]
-)
+WITH_MASKS = "TD3, SAC, SAC with discrete actions, DDPG with discrete actions, PPO, PPO with memory, PPO by MAPPOLoss"
+
+
+@pytest.mark.parametrize("name", WITH_MASKS.split(", "))
 def test_teams_that_change(name):
     """What absent slots hold changes no loss and no gradient, by what the last section says and nothing else."""
     edits = [("n_agents=3", "n_agents=(2, 3, 4)")]
@@ -146,6 +149,8 @@ def test_teams_that_change(name):
         edits += [("BiCNet(n_", "MaskedBiCNet(n_")]
         memory = [(f', ("agents", "{name}")]', f', ("agents", "{name}"), ("agents", "mask")]') for name in MEMORIES]
         memory += [('"guess_the_sum"', '"navigation"'), (", seen_once=True", "")]  # whose bounds are of one size
+        if name == "DDPG with discrete actions":
+            edits += [('("agents", "one_hot")])\nloss', '("agents", "one_hot")], mask_key=("agents", "mask"))\nloss')]
         edits += memory if "memory" in name else [('[("agents", "observation")]', OBSERVATION_AND_MASK)]
     build, train = halves(edited(CASES[name], *edits))
     torch.manual_seed(0)
@@ -160,7 +165,7 @@ def test_teams_that_change(name):
     assert 0 < present.sum() < present.numel()
     results = []
     for garbage in (0.0, 7.0, torch.nan):
-        for key in ("observation", "action"):
+        for key in {"observation", "action", "one_hot"} & data["agents"].keys():
             if data["agents", key].is_floating_point():
                 data["agents", key][~present] = garbage
         for key in ("observation", "reward"):
@@ -176,6 +181,18 @@ def test_teams_that_change(name):
     assert results[0].ne(0).float().mean() > 0.5
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_knights_and_archers_die():
+    """Terminated by the step in which they die and not before it, absent afterwards."""
+    env = run(halves(RECIPES["PettingZoo"])[0])["env"]
+    steps = env.rollout(600)
+    alive, alive_next = steps["agents", "mask"], steps["next", "agents", "mask"]
+    terminated, truncated = (steps["next", "agents", key].squeeze(-1) for key in ("terminated", "truncated"))
+    assert (alive & ~alive_next).any()
+    assert (alive & terminated).equal(alive & ~alive_next & ~truncated)
+    assert not (alive_next & ~alive).any()
+    assert not steps["next", "agents", "reward"][~alive].any()
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "PPO" in name])
