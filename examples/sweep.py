@@ -1,0 +1,81 @@
+"""Search for options of train_vmas.py with Optuna: ``python examples/sweep.py --trials 20``.
+
+Each trial is a training of its own, in a run folder of its own, and is judged by its last evaluation, not by its test.
+The same command goes on with a search that was stopped; `optuna-dashboard sqlite:///runs/sweep/study.db` shows it. What
+is searched is in `suggest`: put in what you want to know.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tyro
+
+from torchrl_bicnet.runs.files import read_scalars
+
+TRAIN = Path(__file__).with_name("train_vmas.py")
+
+
+@dataclass
+class Options:
+    trials: int = 20
+    """trainings to run"""
+    folder: Path = Path("runs/sweep")
+    """of the search and its runs"""
+    config: Path | None = None
+    """YAML or JSON file of options of train_vmas.py that all trials have"""
+    total_frames: int = 102_400
+    """of a training"""
+    seed: int = 0
+    """of the search and of each training"""
+
+
+def suggest(trial: optuna.Trial) -> dict[str, Any]:
+    """Options of train_vmas.py for a trial."""
+    return {
+        "actor_lr": trial.suggest_float("actor_lr", 1e-4, 3e-3, log=True),
+        "critic_lr": trial.suggest_float("critic_lr", 3e-4, 6e-3, log=True),
+        "gamma": trial.suggest_categorical("gamma", [0.9, 0.95, 0.97]),
+        "n_steps": trial.suggest_int("n_steps", 1, 5),
+    }
+
+
+def last_evaluation(trial: optuna.Trial, options: Options) -> float:
+    """Train, and return what is to be as large as possible."""
+    folder = options.folder / f"trial-{trial.number:03d}"
+    chosen = {"run_folder": folder, "seed": options.seed, "total_frames": options.total_frames, **suggest(trial)}
+    command = [sys.executable, TRAIN, "--progress", "none"]
+    if options.config is not None:
+        command += ["--config", options.config]
+    for name, value in chosen.items():
+        command += [f"--{name.replace('_', '-')}", value]
+    subprocess.run([str(part) for part in command], check=True)
+    _, returns = read_scalars(folder / "scalars" / "evaluation_return.csv")
+    return float(returns[-1])
+
+
+def main(options: Options) -> None:
+    options.folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name="bicnet",
+        storage=f"sqlite:///{options.folder / 'study.db'}",
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=options.seed),
+    )
+    study.optimize(lambda trial: last_evaluation(trial, options), options.trials)
+    best = study.best_trial
+    print(f"best of {len(study.trials)}: trial {best.number}, return {best.value:.3f}, {json.dumps(best.params)}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except subprocess.CalledProcessError:
+        sys.exit("error: the training of the last trial failed, as it says above")

@@ -1,0 +1,33 @@
+"""The example that searches for options with Optuna."""
+
+import json
+import re
+
+import optuna
+import pytest
+
+from examples import sweep
+from torchrl_bicnet.runs import read_options
+
+TINY = {"num_envs": 8, "max_steps": 10, "batch_size": 16, "updates_per_batch": 1, "frames_per_batch": 80}
+TINY |= {"eval_episodes": 4, "test_episodes": 4, "scenario_options": {"n_agents": 2}}
+
+
+@pytest.mark.slow
+def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    monkeypatch.setattr(
+        sweep,
+        "suggest",
+        lambda trial: {"gamma": trial.suggest_categorical("gamma", [0.5] if trial.number < 2 else [0.5, 2.0])},
+    )
+    options = sweep.Options(trials=1, folder=tmp_path / "sweep", config=tmp_path / "tiny.json", total_frames=160)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for _ in range(2):
+        sweep.main(options)
+    last = [(options.folder / f"trial-00{i}/scalars/evaluation_return.csv").read_text().split()[-1] for i in (0, 1)]
+    returns = [float(line.split(",")[1]) for line in last]
+    found = re.findall(r"best of (\d): trial (\d), return (\S+),", capsys.readouterr().out)
+    assert found[-1] == ("2", str(returns.index(max(returns))), f"{max(returns):.3f}")
+    chosen = read_options(options.folder / "trial-001")
+    assert (chosen["gamma"], chosen["num_envs"], chosen["total_frames"]) == (0.5, 8, 160)
