@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and its code blocks run as written."""
 
+import json
 import re
 import subprocess
 import sys
@@ -38,3 +39,15 @@ def test_code_blocks_run_as_written_one_after_the_other(page):
     namespace = {}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom_and_learns():
+    namespace = {}
+    for cell in json.loads((DOCS / "quickstart.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            code = re.sub("(?m)^%.*", "", "".join(cell["source"]))
+            exec(compile(code, "quickstart.ipynb", "exec"), namespace)
+    returns = {n_agents: namespace["mean_return"](namespace["actor"], n_agents) for n_agents in (3, 5)}
+    assert -0.05 < returns[3] <= 0
+    assert -0.5 < returns[5] <= 0  # who says 0 has -5/3
