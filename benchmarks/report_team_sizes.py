@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 Run = dict[str, Any]
 INTRODUCTION = """
 Return per agent of teams of each size, by what one network was trained on: a communication layer, and one size or
-several at once, with as many frames of each, and so as many times the updates. "Shuffled" had the agents of each
+several at once, with {frames:,} frames of each, and so as many times the updates. "Shuffled" had the agents of each
 replayed transition in a random order. Means over the seeds ± standard errors (of one seed over its episodes), over
-1000 start states, the same in every row.
+{episodes:,} start states, the same in every row.
 """.strip()
 
 
@@ -39,6 +39,11 @@ def rows_of(runs: list[Run]) -> dict[str, dict[int, tuple[float, float, int]]]:
         }
         for (_, contender, sizes), group in sorted(groups.items())
     }
+
+
+def frames_of(run: Run) -> int:
+    """Of each size."""
+    return run["options"]["total_frames"] // len(run["sizes"])
 
 
 def mean_and_error(tests: list[tuple[float, float]]) -> tuple[float, float, int]:
@@ -75,7 +80,9 @@ def team_sizes(tasks: dict[str, list[Run]]) -> str:
     """Markdown: a picture and a table for each task, and provenance."""
     if not tasks:
         return "## Teams of other sizes\n\nNot run: there is no `results/team_sizes`.\n"
-    lines = ["## Teams of other sizes", "", INTRODUCTION, ""]
+    every = [run for runs in tasks.values() for run in runs]
+    [(frames, episodes)] = {(frames_of(run), run["episodes"]) for run in every}
+    lines = ["## Teams of other sizes", "", INTRODUCTION.format(frames=frames, episodes=episodes), ""]
     for task, runs in tasks.items():
         rows = rows_of(runs)
         sizes = sorted({size for row in rows.values() for size in row})
@@ -85,7 +92,6 @@ def team_sizes(tasks: dict[str, list[Run]]) -> str:
             cells = [f"{row[size][0]:.2f} ± {row[size][1]:.2f}" if size in row else "-" for size in sizes]
             lines.append(f"| {name} | {max(n for *_, n in row.values())} | {' | '.join(cells)} |")
         lines += ["", *beside_own(runs)]
-    every = [run for runs in tasks.values() for run in runs]
     dates = sorted({run["date"] for run in every})
     commits = ", ".join(sorted({str(run["commit"])[:12] for run in every}))
     machines = ", ".join(sorted({run["machine"] for run in every}))

@@ -21,7 +21,8 @@ TINY = {
 
 
 def made_up(sizes, seed, tests, contender="gru"):
-    about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine"}
+    about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine", "episodes": 300}
+    about["options"] = {"total_frames": 1000 * len(sizes)}
     return {"task": "navigation", "contender": contender, "sizes": sizes, "seed": seed, "tests": tests, **about}
 
 
@@ -72,6 +73,8 @@ def test_the_report(tmp_path):
     text = report_team_sizes.team_sizes(tasks)
     assert "| gru: 2, 3 | 2 | 2.00 ± 1.00 | 5.00 ± 0.00 |" in text
     assert "| gru: 2 | 1 | 4.00 ± 0.25 | -1.00 ± 0.25 |" in text
+    assert "with 1,000 frames of each, and" in text
+    assert "300 start states" in text
     assert text.index("| gru: 2 |") < text.index("| gru: 2, 3 |")
     # Of seed 100 alone there are both: 1 instead of 4.
     assert "2 agents -75.0 % (1)." in text
