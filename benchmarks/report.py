@@ -14,6 +14,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks.draw_learning import draw_learning
+from benchmarks.report_benchmarl_models import benchmarl_models, draw_benchmarl_models, read_benchmarl_models
 from benchmarks.report_communication_layer import (
     communication_layer,
     communication_layer_memory_kept,
@@ -54,6 +55,7 @@ SECTIONS = [
     Section("learning/messages.json", "messages.py", messages, draw_messages),
     Section("team_sizes", "team_sizes.py", team_sizes, draw_team_sizes, read_team_sizes),
     Section("memory", "../examples/train_with_memory.py", memory, read=read_memory),
+    Section("benchmarl_models", "benchmarl_models.py", benchmarl_models, draw_benchmarl_models, read_benchmarl_models),
     Section("update/one_thread.json", "update.py", update),
     Section("update/two_threads.json", "update.py", update),
     Section("communication_layer/cpu.json", "communication_layer.py", communication_layer, draw_communication_layer),
