@@ -50,9 +50,9 @@ def benchmarl_models(results: dict[str, Any]) -> str:
     lines = [
         title,
         "",
-        "BenchMARL's IDDPG on VMAS navigation with its own settings and loop, the model of actor and critic exchanged:",
-        "return of 60 episodes without exploration, mean over agents, ± standard error over seeds. BenchMARL's JSON, as",
-        "marl-eval reads it, is in `results/benchmarl_models`.",
+        "BenchMARL's IDDPG on VMAS navigation, its settings and loop, with another model of actor and critic: return of",
+        "60 episodes without exploration, mean over agents, ± standard error over seeds. BenchMARL's JSON, as marl-eval",
+        "reads it, is in `results/benchmarl_models`.",
         "",
         "![Returns of the three models](results/benchmarl_models/curves.png)",
         "",
