@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+INTRODUCTION = """
+BenchMARL's IDDPG on VMAS navigation, its settings and loop, with another model of actor and critic: return of 60
+episodes without exploration, mean over agents, ± standard error over seeds. BenchMARL's JSON, as marl-eval reads it, is
+in `results/benchmarl_models`.
+""".strip()
+
 
 def read_benchmarl_models(folder: Path) -> dict[str, Any]:
     """What was run, and by model the frames and the returns of its seeds, ``(seeds, evaluations)``."""
@@ -50,9 +56,7 @@ def benchmarl_models(results: dict[str, Any]) -> str:
     lines = [
         title,
         "",
-        "BenchMARL's IDDPG on VMAS navigation, its settings and loop, with another model of actor and critic: return of",
-        "60 episodes without exploration, mean over agents, ± standard error over seeds. BenchMARL's JSON, as marl-eval",
-        "reads it, is in `results/benchmarl_models`.",
+        INTRODUCTION,
         "",
         "![Returns of the three models](results/benchmarl_models/curves.png)",
         "",
