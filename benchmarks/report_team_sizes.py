@@ -41,6 +41,11 @@ def rows_of(runs: list[Run]) -> dict[str, dict[int, tuple[float, float, int]]]:
     }
 
 
+def scenario_of(runs: list[Run]) -> str:
+    """Without the number of agents that a name of the suite ends with."""
+    return runs[0]["options"]["scenario"]
+
+
 def frames_of(run: Run) -> int:
     """Of each size."""
     return run["options"]["total_frames"] // len(run["sizes"])
@@ -86,7 +91,7 @@ def team_sizes(tasks: dict[str, list[Run]]) -> str:
     for task, runs in tasks.items():
         rows = rows_of(runs)
         sizes = sorted({size for row in rows.values() for size in row})
-        lines += [f"### {task}, by size", "", f"![Returns by size](results/team_sizes/{task}.png)", ""]
+        lines += [f"### {scenario_of(runs)}, by size", "", f"![Returns by size](results/team_sizes/{task}.png)", ""]
         lines += [f"| trained on | seeds | {' | '.join(map(str, sizes))} |", "|---|" + "--:|" * (len(sizes) + 1)]
         for name, row in rows.items():
             cells = [f"{row[size][0]:.2f} ± {row[size][1]:.2f}" if size in row else "-" for size in sizes]
@@ -118,7 +123,9 @@ def draw_team_sizes(tasks: dict[str, list[Run]]) -> dict[str, Figure]:
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.set(title=f"{task}: return per agent", xlabel="agents of the team in the test", ylabel="trained on")
+        axes.set(
+            title=f"{scenario_of(runs)}: return per agent", xlabel="agents of the team in the test", ylabel="trained on"
+        )
         figure.colorbar(image, label="% to the best of the column")
         figures[f"{task}.png"] = figure
     return figures

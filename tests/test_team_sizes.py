@@ -22,7 +22,7 @@ TINY = {
 
 def made_up(sizes, seed, tests, contender="gru"):
     about = {"date": "2026-11-27", "commit": "abc", "machine": "a machine", "episodes": 300}
-    about["options"] = {"total_frames": 1000 * len(sizes)}
+    about["options"] = {"total_frames": 1000 * len(sizes), "scenario": "navigation"}
     return {"task": "navigation", "contender": contender, "sizes": sizes, "seed": seed, "tests": tests, **about}
 
 
@@ -81,6 +81,17 @@ def test_the_report(tmp_path):
     figure = report_team_sizes.draw_team_sizes(tasks)["navigation.png"]
     assert sorted(each.get_text() for each in figure.axes[0].texts) == ["-1.0", "2.0", "4.0", "5.0"]
     assert "Not run" in report_team_sizes.team_sizes({})
+
+
+def test_the_readme_tells_what_was_measured():
+    told = " ".join((grid.ROOT / "README.md").read_text().split())
+    runs = report_team_sizes.read_team_sizes(team_sizes.RESULTS)["hidden_goals_4"]
+    together = {name: row for name, row in report_team_sizes.rows_of(runs).items() if ": 2, 3, 4, 6" in name}
+    ours = [mean for mean, *_ in together.pop("gru: 2, 3, 4, 6").values()]
+    assert f"{min(ours):.1f} to {max(ours):.1f} in every team of 2 to 12 agents" in told
+    others = [row[size][0] for row in together.values() for size in range(3, 13)]
+    assert f"from three agents on at most {max(others):.1f}" in told
+    assert ("(one seed so far)" in told) == (len({run["seed"] for run in runs}) == 1)
 
 
 def test_what_collecting_them_together_costs(tmp_path):
