@@ -41,6 +41,14 @@ def test_code_blocks_run_as_written_one_after_the_other(page):
         exec(compile(block, page, "exec"), namespace)
 
 
+def test_what_the_table_of_tools_names_exists():
+    found = re.findall(r"`((?:tests|examples)/\S+\.py)(?:::(\w+))?`", (DOCS / "ecosystem.md").read_text())
+    assert len(found) > 15
+    for file, name in found:
+        assert not name or f"def {name}(" in (DOCS.parent / file).read_text(), (file, name)
+        assert (DOCS.parent / file).is_file(), file
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_learns():
     namespace = {}
