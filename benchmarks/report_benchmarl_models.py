@@ -38,7 +38,7 @@ def read_evaluations(written: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 
 def mean_and_error(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over seeds, the first dimension."""
+    """Over seeds, the first dimension; of one seed there is no error, NaN."""
     n_seeds = len(returns)
     error = returns.std(0, ddof=1) / n_seeds**0.5 if n_seeds > 1 else np.full(returns.shape[1], np.nan)
     return returns.mean(0), error
@@ -65,7 +65,7 @@ def benchmarl_models(results: dict[str, Any]) -> str:
     ]
     for model, (_, returns) in results["curves"].items():
         mean, error = mean_and_error(returns)
-        cells = [f"{mean[index]:.2f} ± {error[index]:.2f}" for index in shown]
+        cells = [f"{mean[i]:.2f}" + (f" ± {error[i]:.2f}" if len(returns) > 1 else "") for i in shown]
         lines.append(f"| {model} | {len(returns)} | {' | '.join(cells)} |")
     lines += ["", f"`{about['command']}`; {about['machine']}, one thread a run, {about['date']}; {versions}."]
     return "\n".join(lines) + "\n"
@@ -78,8 +78,8 @@ def draw_benchmarl_models(results: dict[str, Any]) -> dict[str, Figure]:
     axes = figure.subplots()
     for model, (frames, returns) in results["curves"].items():
         mean, error = mean_and_error(returns)
-        (line,) = axes.plot(frames, mean, label=f"{model}, {len(returns)} seeds")
+        (line,) = axes.plot(frames, mean, label=f"{model} ({len(returns)})")
         axes.fill_between(frames, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(title="navigation, BenchMARL's IDDPG", xlabel="frames", ylabel="return (mean over agents)")
-    axes.legend()
+    axes.legend(title="model (seeds)")
     return {"curves.png": figure}

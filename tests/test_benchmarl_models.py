@@ -35,6 +35,10 @@ def test_the_report(tmp_path):
     assert "| bicnet | 2 | -1.00 ± 0.00 | " in text
     assert "| 2.00 ± 1.00 |\n" in text
     assert "12,000 frames |" in text
+    (tmp_path / "mlp-seed0.json").write_text(json.dumps(written(0, [[1.0], [1.5]])))
+    assert "| 1.50 |\n" in report_benchmarl_models.benchmarl_models(
+        report_benchmarl_models.read_benchmarl_models(tmp_path)
+    )
     assert "benchmarl 1.5.2" in text
     [line] = report_benchmarl_models.draw_benchmarl_models(results)["curves.png"].axes[0].lines
     assert line.get_xydata().tolist() == [[6000.0, -1.0], [12000.0, 2.0]]
