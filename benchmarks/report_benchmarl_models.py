@@ -23,10 +23,10 @@ def read_benchmarl_models(folder: Path) -> dict[str, Any]:
         curves.setdefault(file.stem.partition("-seed")[0], []).append(read_evaluations(json.loads(file.read_text())))
     found = {}
     for model, runs in curves.items():
-        [frames] = {tuple(frames) for frames, _ in runs}
-        found[model] = np.array(frames), np.array([returns for _, returns in runs])
-    about = folder / "about.json"
-    return {"about": json.loads(about.read_text()) if about.exists() else {}, "curves": found}
+        if len({tuple(frames) for frames, _ in runs}) > 1:
+            raise ValueError(f"Runs of {model} must be of equal length, found evaluations of different frames.")
+        found[model] = np.array(runs[0][0]), np.array([returns for _, returns in runs])
+    return {"about": json.loads((folder / "about.json").read_text()), "curves": found}
 
 
 def read_evaluations(written: dict[str, Any]) -> tuple[list[int], list[float]]:

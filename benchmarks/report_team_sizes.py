@@ -86,7 +86,10 @@ def team_sizes(tasks: dict[str, list[Run]]) -> str:
     if not tasks:
         return "## Teams of other sizes\n\nNot run: there is no `results/team_sizes`.\n"
     every = [run for runs in tasks.values() for run in runs]
-    [(frames, episodes)] = {(frames_of(run), run["episodes"]) for run in every}
+    lengths = {(frames_of(run), run["episodes"]) for run in every}
+    if len(lengths) > 1:
+        raise ValueError(f"Runs must have equal frames of each size and equal episodes, found {sorted(lengths)}.")
+    [(frames, episodes)] = lengths
     lines = ["## Teams of other sizes", "", INTRODUCTION.format(frames=frames, episodes=episodes), ""]
     for task, runs in tasks.items():
         rows = rows_of(runs)

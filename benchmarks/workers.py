@@ -47,6 +47,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if uneven := [workers for workers in options.workers if options.batches % workers]:
+        raise ValueError(f"--batches must be a multiple of --workers, found {options.batches} and {uneven}.")
     about = {"command": command_line(__file__), **provenance()}
     cells = []
     for num_envs in options.num_envs:

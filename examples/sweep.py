@@ -25,11 +25,11 @@ TRAIN = Path(__file__).with_name("train_vmas.py")
 @dataclass
 class Options:
     trials: int = 20
-    """trainings to run"""
+    """trainings to run now, beside those of the folder"""
     folder: Path = Path("runs/sweep")
     """of the search and its runs"""
     config: Path | None = None
-    """YAML or JSON file of options of train_vmas.py that all trials have"""
+    """YAML or JSON file of options of train_vmas.py that all trials have, but for total_frames and seed"""
     total_frames: int = 102_400
     """of a training"""
     seed: int = 0
@@ -67,11 +67,12 @@ def main(options: Options) -> None:
         storage=f"sqlite:///{options.folder / 'study.db'}",
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=options.seed),
     )
+    study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))  # draws anew when it goes on
     study.optimize(lambda trial: last_evaluation(trial, options), options.trials)
     best = study.best_trial
-    print(f"best of {len(study.trials)}: trial {best.number}, return {best.value:.3f}, {json.dumps(best.params)}")
+    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    print(f"best of {done}: trial {best.number}, return {best.value:.3f}, {json.dumps(best.params)}")
 
 
 if __name__ == "__main__":

@@ -72,20 +72,20 @@ class Options:
     batch_size: int = 256
     """transitions per update"""
     seed: int = 0
-    """of the parameters and, from it on, one for the environments of each worker"""
+    """of the parameters and, from it on, one for the environments of each worker; their noise has none"""
 
 
 def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
     return make_vmas_env(options.scenario, num_envs, max_steps=options.max_steps, seed=seed)
 
 
-def make_collector(options: Options, policy: TensorDictModuleBase, total_frames: int) -> BaseCollector:
-    makers = [partial(make_env, options, options.num_envs, options.seed + worker) for worker in range(options.workers)]
+def make_collector(options: Options, policy: TensorDictModuleBase, total_frames: int, seed: int) -> BaseCollector:
+    makers = [partial(make_env, options, options.num_envs, seed + worker) for worker in range(options.workers)]
     frames = options.num_envs * options.steps_per_batch * (options.workers if options.sync else 1)
     about = {"frames_per_batch": frames, "total_frames": total_frames}
     if options.backend == "ray":
         remote = {"num_cpus": 1, "num_gpus": 0}  # of each worker; without it Ray wants GPUs where there are some
-        quiet = {"log_to_driver": False}  # TorchRL prints every collector
+        quiet = {"log_to_driver": False}  # TorchRL prints every collector; errors come as exceptions
         return RayCollector(makers, policy, sync=options.sync, remote_configs=remote, ray_init_config=quiet, **about)
     collector_class = MultiSyncCollector if options.sync else MultiAsyncCollector
     return collector_class(makers, policy, device="cpu", **about)
@@ -99,7 +99,8 @@ def collect(options: Options, policy: TensorDictModuleBase) -> Generator[TensorD
     frames, restarts = 0, options.restarts
     while frames < options.total_frames:
         # A copy, since TorchRL moves parameters that it shares between processes, away from the UpdateStep
-        collector = make_collector(options, copy.deepcopy(policy), options.total_frames - frames)
+        seed = options.seed + (options.restarts - restarts) * options.workers  # not the same starts again
+        collector = make_collector(options, copy.deepcopy(policy), options.total_frames - frames, seed)
         try:
             collector.update_policy_weights_(policy)
             for batch in collector:

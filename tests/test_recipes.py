@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict.nn import TensorDictSequential
 from torchrl.objectives import SACLoss, TD3Loss
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
@@ -183,8 +184,19 @@ def test_teams_that_change(name):
     assert torch.equal(results[0], results[2])
 
 
+def test_discrete_ddpg_explores_and_is_evaluated_without():
+    namespace = run(halves(RECIPES["DDPG with discrete actions"])[0])
+    start = namespace["env"].reset()
+    explorer = TensorDictSequential(namespace["actor"], namespace["number"])
+    drawn = [explorer(start.clone())["agents", "action"] for _ in range(2)]
+    assert not drawn[0].equal(drawn[1])
+    td = namespace["evaluated"](start.clone())
+    assert td["agents", "action"].equal(td["agents", "logits"].argmax(-1))
+
+
 def test_knights_and_archers_die():
     """Terminated by the step in which they die and not before it, absent afterwards."""
+    torch.manual_seed(0)
     env = run(halves(RECIPES["PettingZoo"])[0])["env"]
     steps = env.rollout(600)
     alive, alive_next = steps["agents", "mask"], steps["next", "agents", "mask"]

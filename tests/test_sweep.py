@@ -16,10 +16,9 @@ TINY |= {"eval_episodes": 4, "test_episodes": 4, "scenario_options": {"n_agents"
 @pytest.mark.slow
 def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    # The start states are the same, so what differs is what was learned
     monkeypatch.setattr(
-        sweep,
-        "suggest",
-        lambda trial: {"gamma": trial.suggest_categorical("gamma", [0.5] if trial.number < 2 else [0.5, 2.0])},
+        sweep, "suggest", lambda trial: {"actor_lr": trial.suggest_float("actor_lr", 1e-4, 10, log=True)}
     )
     options = sweep.Options(trials=1, folder=tmp_path / "sweep", config=tmp_path / "tiny.json", total_frames=160)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -29,5 +28,7 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
     returns = [float(line.split(",")[1]) for line in last]
     found = re.findall(r"best of (\d): trial (\d), return (\S+),", capsys.readouterr().out)
     assert found[-1] == ("2", str(returns.index(max(returns))), f"{max(returns):.3f}")
-    chosen = read_options(options.folder / "trial-001")
-    assert (chosen["gamma"], chosen["num_envs"], chosen["total_frames"]) == (0.5, 8, 160)
+    assert returns[0] != returns[1]
+    first, second = (read_options(options.folder / f"trial-00{i}") for i in (0, 1))
+    assert first["actor_lr"] != second["actor_lr"]  # the second draw is not the first again
+    assert (second["num_envs"], second["total_frames"]) == (8, 160)

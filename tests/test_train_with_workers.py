@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from examples import train_with_workers
@@ -36,7 +37,6 @@ def ray_cluster():
 @pytest.fixture(params=["processes", "ray"])
 def backend(request, monkeypatch):
     if request.param == "ray":
-        ray = pytest.importorskip("ray")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         monkeypatch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster"))
         yield "ray"
@@ -66,10 +66,12 @@ class TestWorkers:
                     parameter += 0.1 * torch.randn_like(parameter)
             starts.append(batch["agents", "observation"][:: TINY["steps_per_batch"]])
             if i == 2 and backend == "ray":
-                sys.modules["ray"].kill(collectors[0].remote_collectors[1])
+                ray.kill(collectors[0].remote_collectors[1])
         assert frames == 6 * FRAMES
         assert len(collectors) == (2 if backend == "ray" else 1)
         assert len(starts[0].unique(dim=0)) == 8  # the workers' environments differ
+        if backend == "ray":  # new workers start elsewhere
+            assert not any(row.equal(start) for row in starts[3] for start in starts[0])
 
     def test_it_trains(self, backend, capsys):
         options = Options(backend=backend, sync=False, total_frames=4 * FRAMES, **TINY)
