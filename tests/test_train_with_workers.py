@@ -16,6 +16,7 @@ from examples.train_with_workers import Options, collect, make_env, train
 from torchrl_bicnet import BiCNetActor
 
 TINY = {"num_envs": 4, "steps_per_batch": 5, "max_steps": 8, "updates_per_batch": 1, "batch_size": 16}
+RAY_SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}  # workers as urgent as other tests
 FRAMES = 2 * 4 * 5  # of a batch of two workers
 
 
@@ -24,7 +25,7 @@ def ray_cluster():
     """A cluster of one machine, started by Ray's own command."""
     command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000"]
-    pipe = {"env": {**os.environ, "RAY_AUTH_MODE": "disabled"}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipe = {"env": {**os.environ, **RAY_SETTINGS}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with (
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,  # short, as sockets need
         subprocess.Popen([*command, f"--temp-dir={folder}"], text=True, **pipe) as process,
