@@ -98,8 +98,8 @@ def collect(options: Options, policy: TensorDictModuleBase) -> Generator[TensorD
     """
     frames, restarts = 0, options.restarts
     while frames < options.total_frames:
-        # A copy, since TorchRL moves parameters that it shares between processes, away from the UpdateStep
         seed = options.seed + (options.restarts - restarts) * options.workers  # not the same starts again
+        # A copy, since TorchRL moves parameters that it shares between processes, away from the UpdateStep
         collector = make_collector(options, copy.deepcopy(policy), options.total_frames - frames, seed)
         try:
             collector.update_policy_weights_(policy)
@@ -118,7 +118,7 @@ def collect(options: Options, policy: TensorDictModuleBase) -> Generator[TensorD
 
 
 def train(options: Options) -> list[float]:
-    """Train, print evaluations and frames per second, and return the evaluations."""
+    """Train, print evaluations and the seconds until then, and return the evaluations."""
     torch.manual_seed(options.seed)
     eval_env = make_env(options, 200, EVAL_SEED)
     actor, critic = BiCNetActor.from_env(eval_env, **NET), BiCNetCritic.from_env(eval_env, **NET)
