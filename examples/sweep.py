@@ -54,7 +54,11 @@ def last_evaluation(trial: optuna.Trial, options: Options) -> float:
     if options.config is not None:
         command += ["--config", options.config]
     for name, value in chosen.items():
-        command += [f"--{name.replace('_', '-')}", value]
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            command += [f"--{flag}", *(value if isinstance(value, tuple) else [value])]
     subprocess.run([str(part) for part in command], check=True)
     _, returns = read_scalars(folder / "scalars" / "evaluation_return.csv")
     return float(returns[-1])

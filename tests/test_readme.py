@@ -231,3 +231,14 @@ def test_compiled_training_ends_where_uncompiled_does():
     assert abs(means[0] - means[1]) < error
     speed = " ".join((ROOT / "docs/speed.md").read_text().split())
     assert "a return of {:.3f}, the mean of six seeds, and {:.3f} uncompiled".format(*means) in speed
+
+
+def test_workers_pay_what_was_measured():
+    cells = json.loads((ROOT / "benchmarks/results/workers/cpu.json").read_text())["cells"]
+    ratios = {(cell["num_envs"], cell["backend"], cell["workers"]): cell["ratios"].popitem()[1] for cell in cells}
+    rows = [
+        [num_envs, *(f"{ratios[num_envs, backend, n]:.2f}" for backend in ("processes", "ray") for n in (1, 2))]
+        for num_envs in (64, 1024)
+    ]
+    text = (ROOT / "docs/processes.md").read_text()
+    assert all(f"| {' | '.join(map(str, row))} |" in text for row in rows)

@@ -16,10 +16,13 @@ TINY |= {"eval_episodes": 4, "test_episodes": 4, "scenario_options": {"n_agents"
 @pytest.mark.slow
 def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+
     # The start states are the same, so what differs is what was learned
-    monkeypatch.setattr(
-        sweep, "suggest", lambda trial: {"actor_lr": trial.suggest_float("actor_lr", 1e-4, 10, log=True)}
-    )
+    def suggest(trial):
+        actor_lr = trial.suggest_float("actor_lr", 1e-4, 10, log=True)
+        return {"actor_lr": actor_lr, "sigma": (0.1, 0.5), "share_params": False, "agent_id": True}
+
+    monkeypatch.setattr(sweep, "suggest", suggest)
     options = sweep.Options(trials=1, folder=tmp_path / "sweep", config=tmp_path / "tiny.json", total_frames=160)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for _ in range(2):
@@ -32,3 +35,4 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
     first, second = (read_options(options.folder / f"trial-00{i}") for i in (0, 1))
     assert first["actor_lr"] != second["actor_lr"]  # the second draw is not the first again
     assert (second["num_envs"], second["total_frames"]) == (8, 160)
+    assert (second["sigma"], second["share_params"], second["agent_id"]) == ([0.1, 0.5], False, True)

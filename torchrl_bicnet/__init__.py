@@ -1,12 +1,12 @@
 """BiCNet for TorchRL: actors and critics that communicate by a bidirectional recurrence over the agents.
 
 Here is what one composes with; the rest is by its wing: :mod:`~torchrl_bicnet.analysis` looks inside a trained team,
-:mod:`~torchrl_bicnet.rendering` draws it, :mod:`~torchrl_bicnet.runs` reads, compares and plots runs.
+:mod:`~torchrl_bicnet.rendering` draws it, :mod:`~torchrl_bicnet.export` takes it elsewhere,
+:mod:`~torchrl_bicnet.runs` reads, compares and plots runs, :mod:`~torchrl_bicnet.tasks` has tasks of our own.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 from torchrl_bicnet.communication import (
     AttentionCommunication,
@@ -30,7 +30,7 @@ from torchrl_bicnet.update import UpdateStep
 if TYPE_CHECKING:
     from torchrl_bicnet.runs import Checkpoints, CollectorState, Run, load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AgentMemory",
@@ -61,43 +61,15 @@ __all__ = [
     "snapshot",
 ]
 
-# Found when they are asked for: runs need a newer TorchRL than the rest, which BenchMARL's takes too.
+# Found when they are asked for: wings cost time, and runs need a newer TorchRL than the rest, which takes BenchMARL's.
 _OF_RUNS = ("Checkpoints", "CollectorState", "Run", "load_run")
 
-# Names that moved to a wing, by their wing; importing them from here goes with 0.2.
-_MOVED = {
-    "analysis": (
-        "Channel",
-        "ChannelValue",
-        "OrderSensitivity",
-        "channel_value",
-        "example_channels",
-        "influence",
-        "influence_matrix",
-        "intervene",
-        "order_sensitivity",
-        "plot_channel_value",
-        "plot_influence",
-        "plot_order_sensitivity",
-        "reorder",
-        "visited_states",
-    ),
-    "rendering": ("record", "render", "save_film"),
-    "runs": ("interquartile_mean", "learning_curves", "plot_learning_curves", "read_options", "verify_checkpoint"),
-}
+_WINGS = ("analysis", "export", "rendering", "runs", "tasks")
 
 
 def __getattr__(name: str) -> Any:
-    if name in (*_MOVED, "tasks"):
+    if name in _WINGS:
         return import_module(f"torchrl_bicnet.{name}")
     if name in _OF_RUNS:
         return getattr(import_module("torchrl_bicnet.runs"), name)
-    for wing, names in _MOVED.items():
-        if name in names:
-            warn(
-                f"torchrl_bicnet.{name} is now torchrl_bicnet.{wing}.{name}; the old name goes with 0.2.",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            return getattr(import_module(f"torchrl_bicnet.{wing}"), name)
     raise AttributeError(f"module 'torchrl_bicnet' has no attribute {name!r}")
