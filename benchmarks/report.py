@@ -24,6 +24,7 @@ from benchmarks.report_learning import learning, read_learning
 from benchmarks.report_memory import memory, read_memory
 from benchmarks.report_messages import draw_messages, messages
 from benchmarks.report_team_sizes import draw_team_sizes, read_team_sizes, team_sizes
+from benchmarks.report_teams import read_teams, teams
 from benchmarks.report_training_time import draw_training_time, training_time
 from benchmarks.report_update import update
 
@@ -53,6 +54,7 @@ class Section(NamedTuple):
 SECTIONS = [
     Section("learning", "learning.py", learning, draw_learning, read_learning),
     Section("learning/messages.json", "messages.py", messages, draw_messages),
+    Section("learning/teams", "learning.py", teams, read=read_teams),
     Section("team_sizes", "team_sizes.py", team_sizes, draw_team_sizes, read_team_sizes),
     Section("memory", "../examples/train_with_memory.py", memory, read=read_memory),
     Section("benchmarl_models", "benchmarl_models.py", benchmarl_models, draw_benchmarl_models, read_benchmarl_models),

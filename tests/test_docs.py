@@ -21,7 +21,7 @@ def test_the_site_builds_without_warnings_and_has_every_public_name(tmp_path):
     pages = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
     for name in PUBLIC:
         assert re.search(rf'id="torchrl_bicnet\.([a-z.]+\.)?{name}"', pages), name
-    pictures = re.findall("<img .*?src=\"(.*?)\"", (tmp_path / "benchmarks.html").read_text())
+    pictures = re.findall('<img .*?src="(.*?)"', (tmp_path / "benchmarks.html").read_text())
     assert {Path(picture).name for picture in pictures} >= {"seconds.png", "curves.png"}
     assert all((tmp_path / picture).exists() for picture in pictures)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import report_learning
+from benchmarks import report_learning, report_teams
 from benchmarks.draw_learning import draw_learning
 from benchmarks.learning_statistics import (
     SECONDS,
@@ -16,6 +16,7 @@ from benchmarks.learning_statistics import (
     reached,
     seconds_for,
 )
+from benchmarks.messages import RESULTS
 from tests.quick import QUICK
 
 
@@ -202,3 +203,13 @@ class TestReport:
         assert "| there | `bicnet` | 2 | -1.50 ± 0.50 | -3.00 ± 1.00 |" in text
         del results["runs"]["there"]["bicnet"][0]["analysis"]
         assert "| there | `bicnet` | 1 | -2.00 ± 0.30 | -4.00 ± 0.40 |" in report_learning.learning(results, (10, 20))
+
+
+def test_each_team_that_is_kept_is_that_of_the_run_whose_return_it_is_given():
+    teams = report_teams.read_teams(RESULTS / "teams")
+    assert {folder.name for folder in (RESULTS / "teams").iterdir()} == teams.keys()
+    for name, team in teams.items():
+        own, of_run = team["card"], team["run"]
+        assert of_run["task"] == name
+        assert all(own["options"][option] == value for option, value in of_run["options"].items() if option in own)
+        assert all(own[key] == of_run[key] for key in ("versions", "machine", "date", "commit"))

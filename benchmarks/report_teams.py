@@ -1,0 +1,48 @@
+"""The report's section on the trained teams that are part of the repository, from their folders and their runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report_learning import number
+
+INTRODUCTION = """
+Run folders in `results/learning/teams`, each with the networks after the last update as a checkpoint without pickles,
+and a card, `run.json`: options, seed, versions, machine, date and commit. The command and the learning curve are in
+`results/learning/runs`. `load_run(folder)` gives the actors and the environment. "Test" is the mean over 1000 start
+states with its standard error; the scripts are those of the tables above.
+""".strip()
+
+
+def read_teams(folder: Path) -> dict[str, Any]:
+    """What the section tells of each team, by its task."""
+    references = json.loads((folder.parent / "references.json").read_text())["tasks"]
+    return {
+        card.parent.name: {
+            "card": json.loads(card.read_text()),
+            "scripts": {name: policy["test_mean"] for name, policy in references[card.parent.name]["policies"].items()},
+            "run": json.loads(run_of(card).read_text()),
+        }
+        for card in sorted(folder.glob("*/run.json"))
+    }
+
+
+def run_of(card: Path) -> Path:
+    seed = json.loads(card.read_text())["options"]["seed"]
+    return card.parents[2] / "runs" / card.parent.name / f"bicnet-seed{seed}.json"
+
+
+def teams(found: dict[str, Any]) -> str:
+    lines = ["## Trained teams", "", INTRODUCTION, ""]
+    lines += ["| team | task | reported | test | scripts | seed | date |", "|---|---|---|--:|---|--:|---|"]
+    for name, team in found.items():
+        run, card = team["run"], team["card"]
+        options = ", ".join(f"{key} {value}" for key, value in card["options"]["scenario_options"].items())
+        task = f"`{card['options']['scenario']}`{f' ({options})' if options else ''}"
+        mean, error = run["test"]["after"]
+        scripts = ", ".join(f"{script.replace('_', ' ')} {number(value)}" for script, value in team["scripts"].items())
+        about = [f"{number(mean)} ± {error:.2g}", scripts, str(run["seed"]), run["date"]]
+        lines.append(f"| `{name}` | {task} | {run['reported']} | {' | '.join(about)} |")
+    return "\n".join(lines) + "\n"
