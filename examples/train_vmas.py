@@ -54,8 +54,8 @@ class Options:
     scenario_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """options of the scenario, names and values separated by spaces, such as `n_agents 3 shared_rew False`"""
     n_agents: tuple[PositiveInt, ...] = ()
-    """several sizes of teams that one network learns at once, each in as many environments, give or take one. Default:
-    the scenario's own n_agents alone"""
+    """agents of a team; of several numbers, one network learns teams of all these sizes at once, each in as many
+    environments, give or take one. Default: the scenario's own"""
     pad: bool = False
     """put agents of all kinds into one padded group, so that they can talk"""
     max_steps: PositiveInt = 100
@@ -155,6 +155,11 @@ class Options:
 
         Ranges are not checked yet: ``validated`` does it.
         """
+        if (
+            len(self.n_agents) == 1 and "n_agents" not in self.scenario_options
+        ):  # an option of the scenario as any other
+            self.scenario_options = {**self.scenario_options, "n_agents": self.n_agents[0]}
+            self.n_agents = ()
         self.frames_per_batch = self.frames_per_batch or 10 * self.num_envs
         if self.frames_per_batch > 0 and self.total_frames > 0:
             self.total_frames = math.ceil(self.total_frames / self.frames_per_batch) * self.frames_per_batch
@@ -176,8 +181,6 @@ class Options:
             )
         if self.n_agents and "n_agents" in self.scenario_options:
             raise ValueError("n_agents is given twice, by n_agents and among scenario_options")
-        if len(self.n_agents) == 1:
-            raise ValueError(f"n_agents must be several sizes, found {self.n_agents[0]}; for one use scenario_options")
         if self.shuffle_agents and (self.pad or self.agent_id or not self.share_params):
             raise ValueError("shuffle_agents needs agents that are alike: no pad, no agent_id, and share_params")
         for name in ("num_envs", "eval_episodes", "test_episodes"):

@@ -399,6 +399,10 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
         ({"scenario_options": {"max_steps": 3}}, "multiple values for keyword argument 'max_steps'"),
         ({"scenario_options": {"n_agents": 0}}, "'navigation' does not take {'n_agents': 0}"),
+        (
+            {"scenario": "balance", "scenario_options": {"n_agents": 1}},
+            "() by `assert self.n_agents > 1`",
+        ),
         ({"num_envs": 7}, "frames_per_batch must be a multiple of num_envs, found 40 and 7"),
         ({"buffer_size": 39}, "buffer_size must hold a batch of 40, found 39"),
         ({"total_frames": -1}, "total_frames: Input should be greater than 0, found -1"),
@@ -417,7 +421,6 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"n_agents": (2, 2)}, "n_agents must be a number or different numbers of agents, found"),
         ({"shuffle_agents": True, "agent_id": True}, "shuffle_agents needs agents that are alike"),
         ({"n_agents": (2, 4), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
-        ({"n_agents": (2,)}, "n_agents must be several sizes, found 2"),
         ({"n_agents": (2, 3, 4), "eval_episodes": 2}, "eval_episodes must be at least the number of sizes in n_agents"),
         ({"communication": "telepathy"}, "communication: Input should be 'lstm', 'gru'"),
         *([] if find_spec("wandb") else [({"logger": "wandb"}, "This run needs wandb: pip install wandb")]),
@@ -460,6 +463,10 @@ def test_a_wrong_value_ends_the_script_with_one_line(tmp_path):
     assert "Traceback" not in failed.stderr
 
 
+def test_one_number_of_agents_is_an_option_of_the_scenario():
+    assert Options(n_agents=(3,)) == Options(scenario_options={"n_agents": 3})
+
+
 class TestConfig:
     def parsed(self, monkeypatch, *arguments):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
@@ -490,6 +497,17 @@ class TestConfig:
     def test_another_run_is_done_again_with_other_options(self, tmp_path, finished_run, monkeypatch):
         options = self.parsed(monkeypatch, "--config", finished_run.folder / "run.json", "--seed", "5")
         assert options == replace(QUICK, seed=5, config=finished_run.folder / "run.json")
+
+    def test_what_followed_from_options_of_another_run_follows_from_changed_ones(self, tmp_path, monkeypatch):
+        chosen = {"num_envs": 20, "eval_interval": 600, "total_frames": 1000, "scenario_options": {"n_agents": 3}}
+        file = tmp_path / "run.json"
+        file.write_text(json.dumps({"options": asdict(Options(**chosen)) | {"resume": "runs/x"}}))
+        options = self.parsed(
+            monkeypatch, "--config", tmp_path / "run.json", "--total-frames", 10_000, "--num-envs", 25
+        )
+        expected = Options(**chosen | {"num_envs": 25, "total_frames": 10_000})
+        assert options == replace(expected, config=file)
+        assert (options.frames_per_batch, options.checkpoint_interval, options.eval_interval) == (250, 1000, 600)
 
     @pytest.mark.parametrize(
         ("text", "said"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import traceback
 import warnings
 from collections.abc import Sequence
 from itertools import chain
@@ -242,6 +243,7 @@ def _build(
         except Exception as error:
             if not options or isinstance(error, PresenceError):
                 raise
-            raise ValueError(f"Scenario {name!r} does not take {options}: {error!r}.") from error
+            source = traceback.extract_tb(error.__traceback__)[-1]  # VMAS's assertions have no message
+            raise ValueError(f"Scenario {name!r} does not take {options}: {error!r} by `{source.line}`.") from error
     known = ", ".join(sorted(option_names(scenario))) or "none that its source names"
     raise TypeError(f"Scenario {name!r} has no option {wrong}; it has {known}.")

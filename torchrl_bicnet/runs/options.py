@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -53,7 +54,8 @@ def options_of_file(kind: type[Options], path: Path | str) -> Options:
 
     Args:
         kind (type): a dataclass, as for :func:`validated`. What its ``__post_init__`` derives is not derived yet.
-        path (Path or str): a YAML or JSON file of name to value, or a run's ``run.json``.
+        path (Path or str): a YAML or JSON file of name to value, or a run's ``run.json``. Of a run, options whose
+            values follow from the others are left out, so that they follow from changed ones.
 
     Raises:
         ValueError: names the file, and every option that is unknown, or of another type or range.
@@ -82,12 +84,18 @@ def options_of_file(kind: type[Options], path: Path | str) -> Options:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values of options, found {values!r}.")
-    if isinstance(values.get("options"), dict):  # of a run, which another one does not go on with
+    of_run = isinstance(values.get("options"), dict)
+    if of_run:  # which another one does not go on with
         values = {k: v for k, v in values["options"].items() if k not in ("run_folder", "resume", "config")}
     try:
         options = validated(kind, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    for name in list(values) if of_run else ():
+        others = {other: value for other, value in values.items() if other != name}
+        with contextlib.suppress(ValueError):
+            if validated(kind, others) == options:
+                values = others
     hints = get_type_hints(kind, include_extras=True)
     plain = copy.copy(options)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
