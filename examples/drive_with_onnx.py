@@ -1,6 +1,6 @@
 """Drive VMAS by an ONNX model alone, without torchrl: ``python examples/drive_with_onnx.py actor.onnx``.
 
-Needs vmas and onnxruntime, and a model that `examples/export_onnx.py` wrote.
+Needs vmas and onnxruntime, and a model that `examples/export_onnx.py` wrote, of a scenario of VMAS's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vmas import make_env
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--scenario", default="navigation", help="of VMAS, with one group of agents")
+    parser.add_argument("--scenario", default="navigation", help="of VMAS, that it was trained on")
     parser.add_argument("--n-agents", type=int, default=4, help="any number: the model takes teams of every size")
     parser.add_argument("--num-envs", type=int, default=100)
     parser.add_argument("--max-steps", type=int, default=100)
@@ -23,6 +23,9 @@ if __name__ == "__main__":
     actor = onnxruntime.InferenceSession(arguments.model)
     env = make_env(arguments.scenario, arguments.num_envs, seed=0, n_agents=arguments.n_agents)
     observations, returns, over = env.reset(), 0.0, torch.zeros(arguments.num_envs, dtype=torch.bool)
+    wanted, found = actor.get_inputs()[0].shape[-1], observations[0].shape[-1]
+    if wanted != found:
+        parser.error(f"the model takes {wanted} numbers of each agent, {arguments.scenario} gives {found}: --scenario?")
     for _ in range(arguments.max_steps):
         inputs = {"observation": torch.stack(observations, 1).numpy()}  # (num_envs, n_agents, features)
         if len(actor.get_inputs()) == 2:  # trained on teams that change

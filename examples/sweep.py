@@ -1,8 +1,9 @@
 """Search for options of train_vmas.py with Optuna: ``python examples/sweep.py --trials 20``.
 
 Each trial is a training of its own, in a run folder of its own, and is judged by its last evaluation, not by its test.
-The same command goes on with a search that was stopped; `optuna-dashboard sqlite:///runs/sweep/study.db` shows it. What
-is searched is in `suggest`: put in what you want to know.
+The same command goes on with a search that was stopped; `optuna-dashboard sqlite:///runs/sweep/study.db` shows it (`pip
+install optuna-dashboard`). What is searched is in `suggest`: put in what you want to know, here or in a copy beside
+`train_vmas.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ class Options:
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """Options of train_vmas.py for a trial."""
+    """Options of train_vmas.py for a trial, of any type; of lists Optuna is given names:
+
+    sizes = {"small": [64], "large": [128, 64]}
+    num_cells = sizes[trial.suggest_categorical("num_cells", list(sizes))]
+    """
     return {
         "actor_lr": trial.suggest_float("actor_lr", 1e-4, 3e-3, log=True),
         "critic_lr": trial.suggest_float("critic_lr", 3e-4, 6e-3, log=True),
@@ -58,13 +63,17 @@ def last_evaluation(trial: optuna.Trial, options: Options) -> float:
         if isinstance(value, bool):
             command.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            command += [f"--{flag}", *(value if isinstance(value, tuple) else [value])]
+            command += [f"--{flag}", *(value if isinstance(value, (tuple, list)) else [value])]
     subprocess.run([str(part) for part in command], check=True)
     _, returns = read_scalars(folder / "scalars" / "evaluation_return.csv")
     return float(returns[-1])
 
 
 def main(options: Options) -> None:
+    config = options.config.read_text() if options.config else ""
+    alike = {"total_frames": options.total_frames, "seed": options.seed, "config": config}
+    if not TRAIN.exists():
+        raise ValueError(f"A copy of this script must stand beside train_vmas.py, found none at {TRAIN}.")
     options.folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="bicnet",
@@ -72,6 +81,9 @@ def main(options: Options) -> None:
         load_if_exists=True,
         direction="maximize",
     )
+    if study.user_attrs.get("alike", alike) != alike:
+        raise ValueError(f"--folder must be another one: {options.folder} has trials of other frames, config or seed.")
+    study.set_user_attr("alike", alike)
     study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))  # draws anew when it goes on
     study.optimize(lambda trial: last_evaluation(trial, options), options.trials)
     best = study.best_trial
@@ -82,5 +94,7 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options, description=__doc__))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     except subprocess.CalledProcessError:
         sys.exit("error: the training of the last trial failed, as it says above")

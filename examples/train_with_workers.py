@@ -1,13 +1,15 @@
 """Train BiCNet with collectors in other processes or on a Ray cluster: ``python examples/train_with_workers.py``.
 
 Each worker steps environments of its own and sends what it collects; this process learns and sends weights back. VMAS
-steps many environments at once, so one process goes far: `docs/processes.md` says when more of them are faster.
+steps many environments at once, so one process goes far: `docs/processes.md` says when more of them are faster. This is
+how it is done; it prints returns and keeps nothing. Run folders, checkpoints and all options are in `train_vmas.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -73,6 +75,11 @@ class Options:
     """transitions per update"""
     seed: int = 0
     """of the parameters and, from it on, one for the environments of each worker; their noise has none"""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "max_steps", "num_envs", "steps_per_batch", "updates_per_batch", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}.")
 
 
 def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
@@ -147,4 +154,9 @@ def train(options: Options) -> list[float]:
 
 if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")
-    train(tyro.cli(Options, description=__doc__))
+    try:
+        given = tyro.cli(Options, description=__doc__)
+        make_env(given, 1, 0)
+    except (TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    train(given)

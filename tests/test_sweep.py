@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -20,7 +21,9 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
     # The start states are the same, so what differs is what was learned
     def suggest(trial):
         actor_lr = trial.suggest_float("actor_lr", 1e-4, 10, log=True)
-        return {"actor_lr": actor_lr, "sigma": (0.1, 0.5), "share_params": False, "agent_id": True}
+        num_cells = {"small": [8], "two": [8, 6]}[trial.suggest_categorical("num_cells", ["two"])]
+        of_other_types = {"num_cells": num_cells, "sigma": (0.1, 0.5), "share_params": False, "agent_id": True}
+        return {"actor_lr": actor_lr, **of_other_types}
 
     monkeypatch.setattr(sweep, "suggest", suggest)
     options = sweep.Options(trials=1, folder=tmp_path / "sweep", config=tmp_path / "tiny.json", total_frames=160)
@@ -35,4 +38,13 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
     first, second = (read_options(options.folder / f"trial-00{i}") for i in (0, 1))
     assert first["actor_lr"] != second["actor_lr"]  # the second draw is not the first again
     assert (second["num_envs"], second["total_frames"]) == (8, 160)
-    assert (second["sigma"], second["share_params"], second["agent_id"]) == ([0.1, 0.5], False, True)
+    assert (second["num_cells"], second["sigma"]) == ([8, 6], [0.1, 0.5])
+    assert (second["share_params"], second["agent_id"]) == (False, True)
+    with pytest.raises(ValueError, match=r"--folder must be another one: .*sweep has trials of other frames"):
+        sweep.main(replace(options, total_frames=320))
+
+
+def test_a_search_without_its_config_is_not_begun(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.yaml"):
+        sweep.main(sweep.Options(folder=tmp_path / "sweep", config=tmp_path / "missing.yaml"))
+    assert not (tmp_path / "sweep").exists()

@@ -79,3 +79,18 @@ class TestWorkers:
         returns = train(options)
         assert re.findall(r"^ +(\d+) frames", capsys.readouterr().out, re.M) == ["0", str(4 * FRAMES)]
         assert returns[0] != returns[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", "0"], "--workers must be at least 1, found 0."),
+        (["--scenario", "navigatoin"], "Unknown scenario 'navigatoin'"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(arguments, said):
+    command = [sys.executable, train_with_workers.__file__, *arguments]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode in (1, 2)
+    assert said in failed.stderr
+    assert "Traceback" not in failed.stderr
