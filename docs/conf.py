@@ -1,4 +1,4 @@
-"""Sphinx: ``sphinx-build -W docs site`` after ``pip install -c constraints.txt -e '.[test]'``."""
+"""Sphinx: ``sphinx-build -W docs site`` after ``pip install -c constraints.txt -e '.[docs]'``."""
 
 from torchrl_bicnet import __version__
 

@@ -33,11 +33,7 @@ PAGES = [page.name for page in DOCS.glob("*.md") if "```python" in page.read_tex
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run_as_written_one_after_the_other(page):
     torch.manual_seed(0)
-    text = (DOCS / page).read_text()
-    text = text.replace(
-        "```{include} ../README.md", (DOCS.parent / "README.md").read_text().split("## What is in it")[0]
-    )
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
     assert blocks
     namespace = {}
     for block in blocks:
