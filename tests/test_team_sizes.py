@@ -91,7 +91,9 @@ def test_the_readme_tells_what_was_measured():
     assert f"{min(ours):.1f} to {max(ours):.1f} in every team of 2 to 12 agents" in told
     others = [row[size][0] for row in together.values() for size in range(3, 13)]
     assert f"from three agents on at most {max(others):.1f}" in told
-    assert ("(one seed so far)" in told) == (len({run["seed"] for run in runs}) == 1)
+    seeds = {run["seed"] for run in runs}
+    assert ("(two seeds so far)" in told) == (len(seeds) == 2)
+    assert all({run["seed"] for run in runs if run["contender"] == name} == seeds for name in team_sizes.CONTENDERS)
 
 
 def test_what_collecting_them_together_costs(tmp_path):
