@@ -8,6 +8,7 @@ install optuna-dashboard`). What is searched is in `suggest`: put in what you wa
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import optuna
 import tyro
+import yaml
 
 from torchrl_bicnet.runs.files import read_scalars
 
@@ -63,14 +65,19 @@ def last_evaluation(trial: optuna.Trial, options: Options) -> float:
         if isinstance(value, bool):
             command.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            command += [f"--{flag}", *(value if isinstance(value, (tuple, list)) else [value])]
+            words = itertools.chain(*value.items()) if isinstance(value, dict) else value
+            command += [f"--{flag}", *(words if isinstance(value, (dict, tuple, list)) else [value])]
     subprocess.run([str(part) for part in command], check=True)
     _, returns = read_scalars(folder / "scalars" / "evaluation_return.csv")
     return float(returns[-1])
 
 
+def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+
+
 def main(options: Options) -> None:
-    config = options.config.read_text() if options.config else ""
+    config = yaml.safe_load(options.config.read_text()) if options.config else None
     alike = {"total_frames": options.total_frames, "seed": options.seed, "config": config}
     if not TRAIN.exists():
         raise ValueError(f"A copy of this script must stand beside train_vmas.py, found none at {TRAIN}.")
@@ -81,14 +88,17 @@ def main(options: Options) -> None:
         load_if_exists=True,
         direction="maximize",
     )
-    if study.user_attrs.get("alike", alike) != alike:
-        raise ValueError(f"--folder must be another one: {options.folder} has trials of other frames, config or seed.")
-    study.set_user_attr("alike", alike)
+    known = study.user_attrs
+    other = [name for name, value in alike.items() if known.get(name) != value]
+    if other and completed(study):
+        found, expected = ({name: each.get(name) for name in other} for each in (alike, known))
+        raise ValueError(f"A search goes on as it began, or in another --folder: found {found}, expected {expected}.")
+    for name, value in alike.items():
+        study.set_user_attr(name, value)
     study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))  # draws anew when it goes on
     study.optimize(lambda trial: last_evaluation(trial, options), options.trials)
     best = study.best_trial
-    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    print(f"best of {done}: trial {best.number}, return {best.value:.3f}, {json.dumps(best.params)}")
+    print(f"best of {len(completed(study))}: trial {best.number}, return {best.value:.3f}, {json.dumps(best.params)}")
 
 
 if __name__ == "__main__":

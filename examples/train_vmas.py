@@ -155,9 +155,8 @@ class Options:
 
         Ranges are not checked yet: ``validated`` does it.
         """
-        if (
-            len(self.n_agents) == 1 and "n_agents" not in self.scenario_options
-        ):  # an option of the scenario as any other
+        # One number is an option of the scenario as any other
+        if len(self.n_agents) == 1 and self.n_agents[0] > 0 and "n_agents" not in self.scenario_options:
             self.scenario_options = {**self.scenario_options, "n_agents": self.n_agents[0]}
             self.n_agents = ()
         self.frames_per_batch = self.frames_per_batch or 10 * self.num_envs
@@ -357,7 +356,15 @@ def command_line() -> Options:
         defaults = options_of_file(Options, given.config)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    return tyro.cli(Options, description=__doc__, default=defaults)
+    # By tyro, names that are not in a dict's default could not be given
+    of_file, defaults.scenario_options = defaults.scenario_options, {}
+    options = tyro.cli(Options, description=__doc__, default=defaults)
+    if "n_agents" in options.scenario_options:
+        options.n_agents = ()
+    elif options.n_agents:
+        of_file.pop("n_agents", None)
+    options.scenario_options = {**of_file, **options.scenario_options}
+    return options
 
 
 def main(options: Options) -> None:

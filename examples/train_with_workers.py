@@ -12,12 +12,13 @@ import copy
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 import tyro
+from pydantic import NonNegativeInt, PositiveInt
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl import torchrl_logger
@@ -35,7 +36,7 @@ from torchrl_bicnet import (
     make_ddpg_loss,
     make_vmas_env,
 )
-from torchrl_bicnet.runs import EVAL_SEED
+from torchrl_bicnet.runs import EVAL_SEED, validated
 
 try:
     from ray.exceptions import RayActorError as WorkerDiedError
@@ -53,33 +54,28 @@ NOISE = {"sigma": (0.05, 1.2), "correlation": 0.9}
 class Options:
     backend: Literal["processes", "ray"] = "processes"
     """what the workers are: processes of this machine, or actors of a Ray cluster, of several machines perhaps"""
-    workers: int = 2
+    workers: PositiveInt = 2
     """that collect"""
     sync: bool = True
     """a batch is of all workers, which wait for the next weights; otherwise of the worker that is ready first"""
-    restarts: int = 1
+    restarts: NonNegativeInt = 1
     """how often to go on with new workers after one of Ray has died"""
     scenario: str = "navigation"
     """name of a VMAS scenario, or a task of torchrl_bicnet.tasks"""
-    max_steps: int = 100
+    max_steps: PositiveInt = 100
     """time limit of an episode"""
-    num_envs: int = 256
+    num_envs: PositiveInt = 256
     """environments of each worker"""
-    steps_per_batch: int = 10
+    steps_per_batch: PositiveInt = 10
     """of each environment, between two exchanges"""
-    total_frames: int = 204_800
+    total_frames: PositiveInt = 204_800
     """environment frames to train for, of all workers together"""
-    updates_per_batch: int = 20
+    updates_per_batch: PositiveInt = 20
     """gradient updates after each batch"""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """transitions per update"""
     seed: int = 0
     """of the parameters and, from it on, one for the environments of each worker; their noise has none"""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "max_steps", "num_envs", "steps_per_batch", "updates_per_batch", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}.")
 
 
 def make_env(options: Options, num_envs: int, seed: int) -> EnvBase:
@@ -155,8 +151,8 @@ def train(options: Options) -> list[float]:
 if __name__ == "__main__":
     torchrl_logger.setLevel("WARNING")
     try:
-        given = tyro.cli(Options, description=__doc__)
-        make_env(given, 1, 0)
+        given = validated(Options, asdict(tyro.cli(Options, description=__doc__)))
+        BiCNetActor.from_env(make_env(given, 1, 0))
     except (TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     train(given)

@@ -23,6 +23,7 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
         actor_lr = trial.suggest_float("actor_lr", 1e-4, 10, log=True)
         num_cells = {"small": [8], "two": [8, 6]}[trial.suggest_categorical("num_cells", ["two"])]
         of_other_types = {"num_cells": num_cells, "sigma": (0.1, 0.5), "share_params": False, "agent_id": True}
+        of_other_types["scenario_options"] = {"n_agents": 3, "shared_rew": False}
         return {"actor_lr": actor_lr, **of_other_types}
 
     monkeypatch.setattr(sweep, "suggest", suggest)
@@ -40,7 +41,8 @@ def test_a_search_is_of_the_last_evaluations_and_goes_on(tmp_path, monkeypatch, 
     assert (second["num_envs"], second["total_frames"]) == (8, 160)
     assert (second["num_cells"], second["sigma"]) == ([8, 6], [0.1, 0.5])
     assert (second["share_params"], second["agent_id"]) == (False, True)
-    with pytest.raises(ValueError, match=r"--folder must be another one: .*sweep has trials of other frames"):
+    assert second["scenario_options"] == {"n_agents": 3, "shared_rew": False}
+    with pytest.raises(ValueError, match=r"found \{'total_frames': 320\}, expected \{'total_frames': 160\}"):
         sweep.main(replace(options, total_frames=320))
 
 

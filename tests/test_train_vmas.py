@@ -1,6 +1,7 @@
 """examples/train_vmas.py: the algorithm step by step, every option, and how a run ends, stops and goes on."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -399,9 +400,10 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
         ({"scenario_options": {"max_steps": 3}}, "multiple values for keyword argument 'max_steps'"),
         ({"scenario_options": {"n_agents": 0}}, "'navigation' does not take {'n_agents': 0}"),
+        ({"scenario": "hidden_goals", "scenario_options": {"n_agents": 1}}, "n_agents must be at least 2, found 1.')."),
         (
             {"scenario": "balance", "scenario_options": {"n_agents": 1}},
-            "() by `assert self.n_agents > 1`",
+            "{'n_agents': 1}: assert self.n_agents > 1.",
         ),
         ({"num_envs": 7}, "frames_per_batch must be a multiple of num_envs, found 40 and 7"),
         ({"buffer_size": 39}, "buffer_size must hold a batch of 40, found 39"),
@@ -418,6 +420,7 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"tau": float("nan")}, "tau: Input should be"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),
         ({"device": "gpu"}, "device must be one that torch finds here, such as 'cpu', found 'gpu'"),
+        ({"n_agents": (0,)}, "n_agents.0: Input should be greater than 0, found 0"),
         ({"n_agents": (2, 2)}, "n_agents must be a number or different numbers of agents, found"),
         ({"shuffle_agents": True, "agent_id": True}, "shuffle_agents needs agents that are alike"),
         ({"n_agents": (2, 4), "scenario_options": {"n_agents": 3}}, "n_agents is given twice"),
@@ -508,6 +511,30 @@ class TestConfig:
         expected = Options(**chosen | {"num_envs": 25, "total_frames": 10_000})
         assert options == replace(expected, config=file)
         assert (options.frames_per_batch, options.checkpoint_interval, options.eval_interval) == (250, 1000, 600)
+
+    @pytest.mark.parametrize(
+        ("of_file", "given", "expected"),
+        [
+            ({"scenario_options": {"n_agents": 3}}, ["--n-agents", 4], {"scenario_options": {"n_agents": 4}}),
+            ({"scenario_options": {"n_agents": 3}}, ["--n-agents", 2, 4], {"n_agents": (2, 4)}),
+            ({"n_agents": (2, 3)}, ["--n-agents", 4], {"scenario_options": {"n_agents": 4}}),
+            ({"n_agents": (2, 3)}, ["--scenario-options", "n_agents", 4], {"scenario_options": {"n_agents": 4}}),
+            ({"n_agents": (2, 3)}, ["--seed", 0], {"n_agents": (2, 3)}),
+            (
+                {"scenario_options": {"n_agents": 3, "collisions": False}},
+                ["--scenario-options", "n_agents", 4, "shared_rew", False],
+                {"scenario_options": {"n_agents": 4, "collisions": False, "shared_rew": False}},
+            ),
+        ],
+    )
+    def test_options_of_the_scenario_on_top_of_a_file(self, tmp_path, monkeypatch, of_file, given, expected):
+        (tmp_path / "options.json").write_text(json.dumps(of_file))
+        options = self.parsed(monkeypatch, "--config", tmp_path / "options.json", *given)
+        assert options == Options(**expected, config=tmp_path / "options.json")
+
+    def test_no_limit_is_read_as_it_was_written(self, tmp_path, monkeypatch):
+        (tmp_path / "run.json").write_text(json.dumps({"options": asdict(Options(max_grad_norm=math.inf))}))
+        assert self.parsed(monkeypatch, "--config", tmp_path / "run.json").max_grad_norm == math.inf
 
     @pytest.mark.parametrize(
         ("text", "said"),

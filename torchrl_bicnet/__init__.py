@@ -61,7 +61,7 @@ __all__ = [
     "snapshot",
 ]
 
-# Found when they are asked for: wings cost time, and runs need a newer TorchRL than the rest, which takes BenchMARL's.
+# Imported when they are first used: wings take long to import, and runs need a newer TorchRL than the rest does.
 _OF_RUNS = ("Checkpoints", "CollectorState", "Run", "load_run")
 
 _WINGS = ("analysis", "export", "rendering", "runs", "tasks")

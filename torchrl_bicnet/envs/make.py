@@ -243,7 +243,9 @@ def _build(
         except Exception as error:
             if not options or isinstance(error, PresenceError):
                 raise
-            source = traceback.extract_tb(error.__traceback__)[-1]  # VMAS's assertions have no message
-            raise ValueError(f"Scenario {name!r} does not take {options}: {error!r} by `{source.line}`.") from error
+            reason = repr(error)
+            if isinstance(error, AssertionError) and not error.args:  # as most of VMAS's own
+                reason = traceback.extract_tb(error.__traceback__)[-1].line or reason
+            raise ValueError(f"Scenario {name!r} does not take {options}: {reason}.") from error
     known = ", ".join(sorted(option_names(scenario))) or "none that its source names"
     raise TypeError(f"Scenario {name!r} has no option {wrong}; it has {known}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,8 +55,8 @@ def options_of_file(kind: type[Options], path: Path | str) -> Options:
 
     Args:
         kind (type): a dataclass, as for :func:`validated`. What its ``__post_init__`` derives is not derived yet.
-        path (Path or str): a YAML or JSON file of name to value, or a run's ``run.json``. Of a run, options whose
-            values follow from the others are left out, so that they follow from changed ones.
+        path (Path or str): a YAML or JSON file of name to value, or a run's ``run.json``. Of a run, options with
+            the values that would follow from the others are left out, so that they follow from changed ones.
 
     Raises:
         ValueError: names the file, and every option that is unknown, or of another type or range.
@@ -79,8 +80,9 @@ def options_of_file(kind: type[Options], path: Path | str) -> Options:
     number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
-        values = yaml.load(Path(path).read_text(), Loader)
-    except yaml.YAMLError as error:
+        text = Path(path).read_text()
+        values = json.loads(text) if Path(path).suffix == ".json" else yaml.load(text, Loader)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values of options, found {values!r}.")
