@@ -82,11 +82,7 @@ def main(options: Options) -> None:
 
 def train(title: str, seed: int, episodes: int) -> dict[str, Any]:
     """A recipe's mean test returns before and after, with standard errors, and how long its training took."""
-    longer = LONGER[title]
-    code = re.sub(r"total_frames=\d+", f"total_frames={longer.frames}", RECIPES[title])
-    code = re.sub(r"range\(\d\):", f"range({longer.updates}):", code)
-    code = re.sub(r"optim_steps_per_batch=\d", f"optim_steps_per_batch={longer.updates}", code)
-    build, loop = halves(code.replace("LazyTensorStorage(10_000)", f"LazyTensorStorage({longer.frames})"))
+    build, loop = halves(lengthened(title))
     namespace: dict[str, Any] = {}
     torch.manual_seed(seed)
     exec(compile(build, title, "exec"), namespace)
@@ -97,12 +93,21 @@ def train(title: str, seed: int, episodes: int) -> dict[str, Any]:
     seconds = time.process_time() - began
     after = returns_of(namespace, episodes)
     return {
-        **longer._asdict(),
+        **LONGER[title]._asdict(),
         "seconds": round(seconds, 1),
         "before": round(before.mean().item(), 3),
         "after": round(after.mean().item(), 3),
         "stderr": round(after.std().item() / len(after) ** 0.5, 3),
     }
+
+
+def lengthened(title: str) -> str:
+    longer = LONGER[title]
+    code, lengths = re.subn(r"total_frames=[\d_]+", f"total_frames={longer.frames}", RECIPES[title])
+    code, loops = re.subn(r"(?<=range\()\d+(?=\):)|(?<=optim_steps_per_batch=)\d+", str(longer.updates), code)
+    if not lengths or loops != 1:
+        raise ValueError(f"Of {title} it is not clear how it is trained for longer.")
+    return re.sub(r"(?<=LazyTensorStorage\()[\d_]+", str(longer.frames), code)
 
 
 def halves(code: str) -> tuple[str, str]:

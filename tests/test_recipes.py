@@ -1,5 +1,6 @@
 """Every recipe of docs/recipes.md runs as written, and each of its losses moves its own networks and no other."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from torchrl.objectives import SACLoss, TD3Loss
 
 from benchmarks import recipes
 from benchmarks.recipes import halves
+from torchrl_bicnet import evaluate
 
 RECIPES = dict(recipes.RECIPES)
 MASKED_BICNET = RECIPES.pop("Teams that change")
@@ -75,6 +77,9 @@ def test_recipe(name):
     loss = namespace["loss"]
     parameters, buffers = copies(loss.named_parameters()), copies(loss.named_buffers())
     run(train, namespace)
+    if name != "PettingZoo":  # as the page says
+        evaluation = evaluate(namespace["env"], namespace.get("evaluated", namespace["actor"]), max_steps=3)
+        assert evaluation.returns["agents"].isfinite().all()
 
     # The recipe's training moves every parameter, and every target network, and no other buffer.
     targets = {f"target_{parameter}" for parameter in parameters} & buffers.keys()
@@ -108,6 +113,49 @@ def test_recipe(name):
                 if key in own
                 for twin in (0, 1)
             )
+
+
+# Less than one seed returned, and than where training begins much more.
+REACHED = {
+    "TD3": 1.0,
+    "SAC": -1.0,
+    "SAC with discrete actions": 0.5,
+    "DDPG with discrete actions": -1.0,
+    "PPO": 2.0,
+    "PPO by MAPPOLoss": 2.0,
+    "PPO with discrete actions": 2.0,
+    "PPO with memory": -1.0,
+    "DDPGTrainer": 1.0,
+}
+
+
+def test_the_page_tells_what_recipes_returned():
+    told = [line for line in recipes.TEXT.splitlines() if line.startswith("| ")][1:]
+    results = json.loads(recipes.Options().output.read_text())["recipes"]
+    assert results.keys() == REACHED.keys() == recipes.LONGER.keys()
+    for line, (title, found) in zip(told, results.items(), strict=True):
+        after = f"{found['after']:.2f} ± {found['stderr']:.2f}"
+        assert line == f"| {title} | {found['frames']:,} | {found['before']:.2f} | {after} | {found['seconds']:.0f} |"
+        assert found["after"] > REACHED[title] > found["before"] + 2
+        assert (found["frames"], found["updates"]) == recipes.LONGER[title]
+
+
+@pytest.mark.parametrize("title", recipes.LONGER)
+def test_longer_is_longer_and_nothing_else(title):
+    frames, updates = recipes.LONGER[title]
+    before, after = RECIPES[title].splitlines(), recipes.lengthened(title).splitlines()
+    changes = [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new]
+    length = [new for _, new in changes if f"total_frames={frames}" in new]
+    loop = [new for _, new in changes if f"range({updates}):" in new or f"optim_steps_per_batch={updates}," in new]
+    room = [new for _, new in changes if f"LazyTensorStorage({frames})" in new]
+    assert (bool(length), len(loop), len(room)) == (True, 1, "PPO" not in title)
+    assert len(changes) == len(length) + len(loop) + len(room)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("title", recipes.LONGER)
+def test_recipes_learn(title):
+    assert recipes.train(title, seed=1, episodes=96)["after"] > REACHED[title]
 
 
 @pytest.mark.parametrize("name", ["TD3", "SAC", "SAC with discrete actions"])
