@@ -19,19 +19,13 @@ states with its standard error; the scripts are those of the tables above.
 def read_teams(folder: Path) -> dict[str, Any]:
     """What the section tells of each team, by its task."""
     references = json.loads((folder.parent / "references.json").read_text())["tasks"]
-    return {
-        card.parent.name: {
-            "card": json.loads(card.read_text()),
-            "scripts": {name: policy["test_mean"] for name, policy in references[card.parent.name]["policies"].items()},
-            "run": json.loads(run_of(card).read_text()),
-        }
-        for card in sorted(folder.glob("*/run.json"))
-    }
-
-
-def run_of(card: Path) -> Path:
-    seed = json.loads(card.read_text())["options"]["seed"]
-    return card.parents[2] / "runs" / card.parent.name / f"bicnet-seed{seed}.json"
+    found = {}
+    for file in sorted(folder.glob("*/run.json")):
+        name, card = file.parent.name, json.loads(file.read_text())
+        run = folder.parent / "runs" / name / f"bicnet-seed{card['options']['seed']}.json"
+        scripts = {script: policy["test_mean"] for script, policy in references[name]["policies"].items()}
+        found[name] = {"card": card, "scripts": scripts, "run": json.loads(run.read_text())}
+    return found
 
 
 def teams(found: dict[str, Any]) -> str:
@@ -42,7 +36,8 @@ def teams(found: dict[str, Any]) -> str:
         options = ", ".join(f"{key} {value}" for key, value in card["options"]["scenario_options"].items())
         task = f"`{card['options']['scenario']}`{f' ({options})' if options else ''}"
         mean, error = run["test"]["after"]
+        test = f"{number(mean + 0.0)} ± {error:.{3 if abs(mean) < 10 else 1}f}"
         scripts = ", ".join(f"{script.replace('_', ' ')} {number(value)}" for script, value in team["scripts"].items())
-        about = [f"{number(mean)} ± {error:.2g}", scripts, str(run["seed"]), run["date"]]
+        about = [test, scripts, str(run["seed"]), run["date"]]
         lines.append(f"| `{name}` | {task} | {run['reported']} | {' | '.join(about)} |")
     return "\n".join(lines) + "\n"

@@ -15,8 +15,8 @@ from vmas import make_env
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--scenario", default="navigation", help="of VMAS, that it was trained on")
-    parser.add_argument("--n-agents", type=int, default=4, help="any number: the model takes teams of every size")
+    parser.add_argument("--scenario", default="navigation", help="of VMAS, with one group: what it was trained on")
+    parser.add_argument("--n-agents", type=int, default=4, help="the model takes any number")
     parser.add_argument("--num-envs", type=int, default=100)
     parser.add_argument("--max-steps", type=int, default=100)
     arguments = parser.parse_args()
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     observations, returns, over = env.reset(), 0.0, torch.zeros(arguments.num_envs, dtype=torch.bool)
     wanted, found = actor.get_inputs()[0].shape[-1], observations[0].shape[-1]
     if wanted != found:
-        parser.error(f"the model takes {wanted} numbers of each agent, {arguments.scenario} gives {found}: --scenario?")
+        parser.error(f"the model takes {wanted} numbers of each agent, these {arguments.scenario} agents see {found}")
     for _ in range(arguments.max_steps):
         inputs = {"observation": torch.stack(observations, 1).numpy()}  # (num_envs, n_agents, features)
         if len(actor.get_inputs()) == 2:  # trained on teams that change

@@ -138,6 +138,11 @@ assert "torchrl" not in sys.modules"""
         done = subprocess.run([*command, "--n-agents", str(n_agents)], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert float(done.stdout.split()[3]) > least
+    other = subprocess.run(
+        [*command, "--scenario", "simple_spread", "--n-agents", "3"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert other.returncode == 2
+    assert other.stderr.strip().endswith("the model takes 18 numbers of each agent, these simple_spread agents see 14")
 
 
 def test_no_run_is_an_error_without_a_traceback(tmp_path, monkeypatch):

@@ -17,7 +17,9 @@ from benchmarks.learning_statistics import (
     seconds_for,
 )
 from benchmarks.messages import RESULTS
+from benchmarks.suite import SUITE
 from tests.quick import QUICK
+from torchrl_bicnet import evaluate, load_run
 
 
 def made_up_run(task, algorithm, seed, scores, seconds=1.0, updates=10):
@@ -207,9 +209,18 @@ class TestReport:
 
 def test_each_team_that_is_kept_is_that_of_the_run_whose_return_it_is_given():
     teams = report_teams.read_teams(RESULTS / "teams")
-    assert {folder.name for folder in (RESULTS / "teams").iterdir()} == teams.keys()
+    assert teams.keys() == SUITE.keys()
     for name, team in teams.items():
         own, of_run = team["card"], team["run"]
         assert of_run["task"] == name
-        assert all(own["options"][option] == value for option, value in of_run["options"].items() if option in own)
+        assert all(own["options"][option] == value for option, value in of_run["options"].items())
         assert all(own[key] == of_run[key] for key in ("versions", "machine", "date", "commit"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hidden_goals_2", "guess_the_sum"])
+def test_a_team_that_is_kept_returns_what_its_run_did(name):
+    mean, error = report_teams.read_teams(RESULTS / "teams")[name]["run"]["test"]["after"]
+    team = load_run(RESULTS / "teams" / name)
+    found = evaluate(team.make_env(1000), team.policy, max_steps=team.options["max_steps"], seed=7).summary()
+    assert abs(found["evaluation_return"] - mean) < 4 * 2**0.5 * error + 1e-3
