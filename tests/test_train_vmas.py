@@ -400,6 +400,7 @@ def test_every_scenario_with_several_groups_trains_them_at_once(tmp_path, scenar
         ({"eval_episodes": 1}, "eval_episodes: Input should be greater than or equal to 2, found 1"),
         ({"scenario_options": {"max_steps": 3}}, "multiple values for keyword argument 'max_steps'"),
         ({"scenario_options": {"n_agents": 0}}, "'navigation' does not take {'n_agents': 0}"),
+        ({"scenario_options": {"agents_with_same_goal": 2}}, "AssertionError('If agents share goals they cannot be"),
         ({"scenario": "hidden_goals", "scenario_options": {"n_agents": 1}}, "n_agents must be at least 2, found 1.')."),
         (
             {"scenario": "balance", "scenario_options": {"n_agents": 1}},
