@@ -1,11 +1,12 @@
 """What the recipes of docs/recipes.md return when they are trained for longer, with nothing else changed.
 
 Each is run as it is written but for more frames, more updates after a batch and room for all of them in the buffer.
-It is started from the root of the repository, as `python -m benchmarks.recipes`, and writes a JSON file.
+It is started from the root of the repository, as `python -m benchmarks.recipes`; with `--recipes` the others' results stay.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -73,11 +74,13 @@ class Options:
 def main(options: Options) -> None:
     if unknown := [title for title in options.recipes if title not in LONGER]:
         raise ValueError(f"--recipes must be of {'; '.join(LONGER)}, found {'; '.join(unknown)}.")
-    results: dict[str, Any] = {"about": {"command": command_line(__file__), **provenance()}, "recipes": {}}
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    about = {"command": command_line(__file__), **provenance()}
     for title in options.recipes:
-        results["recipes"][title] = found = train(title, options.seed, options.episodes)
+        found = train(title, options.seed, options.episodes)
         print("{}: {before:.2f} before, {after:.2f} after {seconds:.0f} seconds".format(title, **found), flush=True)
-    write(options.output, results)
+        results[title] = {**found, "about": about}
+    write(options.output, {title: results[title] for title in LONGER if title in results})
 
 
 def train(title: str, seed: int, episodes: int) -> dict[str, Any]:
