@@ -1,7 +1,7 @@
 """What the recipes of docs/recipes.md return when they are trained for longer, with nothing else changed.
 
 Each is run as it is written but for more frames, more updates after a batch and room for all of them in the buffer.
-It is started from the root of the repository, as `python -m benchmarks.recipes`; with `--recipes` the others' results stay.
+Started from the root of the repository, as `python -m benchmarks.recipes`; with `--recipes` the results of others stay.
 """
 
 from __future__ import annotations
