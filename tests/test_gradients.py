@@ -259,8 +259,7 @@ def both(scenario, n_envs=8):
     "scenario",
     [
         DETACHING,
-        pytest.param("balance", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("simple_spread", "navigation")),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("balance", "simple_spread", "navigation")),
     ],
 )
 def test_compiled_gradients_equal_uncompiled_ones(scenario):

@@ -37,7 +37,7 @@ def test_gradients_go_back_over_the_window_until_an_episode_ends():
         assert [i for i, gradient in enumerate(gradients) if gradient.abs().max() > 0] == reached
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_navigation():
     evaluations = train(Options(total_frames=40_000, eval_interval=1000))
     assert evaluations[-1]["evaluation_return"] > 1.5  # -5.9 before

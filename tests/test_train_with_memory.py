@@ -20,7 +20,7 @@ def test_the_example_writes_what_it_evaluates(options, tmp_path, capsys):
     assert {"versions", "machine", "date", "commit", "options"} <= results.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_that_needs_memory():
     """At least 90 % of the way from the best without memory, which is all that a team without memory gets, to 0."""
     with_memory, without = (
