@@ -82,11 +82,10 @@ def main(options: Options) -> None:
 
 def train_options(task: Task, options: Options) -> train_vmas.Options:
     others = {name: value for name, value in task.scenario_options.items() if name != "n_agents"}
-    several = len(options.sizes) > 1
     chosen = train_vmas.Options(
         scenario=task.scenario,
-        scenario_options=others if several else {**others, "n_agents": options.sizes[0]},
-        n_agents=options.sizes if several else (),
+        scenario_options=others,
+        n_agents=options.sizes,
         max_steps=task.max_steps,
         seed=options.seed,
         total_frames=options.frames * len(options.sizes),
